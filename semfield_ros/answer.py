@@ -1,0 +1,122 @@
+"""Answers: prompts in, scored cloud, objects and grasp candidates out; a pure function of a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .cloud import SurfaceCloud
+from .config import SemfieldConfig
+from .errors import QueryError
+from .field.snapshot import Snapshot
+from .objects.objects import Object, find_objects
+from .query.prompt import PromptEncoder
+from .query.relevancy import peak
+from .query.scores import Scores, Source, score_points
+
+
+@dataclass(frozen=True)
+class PromptAnswer:
+    """One prompt's answer: `matched` False (with no objects) is a normal one. `peak` is the robust best score."""
+
+    label: str
+    peak: float
+    matched: bool
+    objects: tuple[Object, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Everything that was found, in `global_frame`, as of `stamp_s` (the last fused frame).
+
+    Attributes:
+        cloud: the points that were searched, N. scores: their scores, [N, Q] in the order of `prompts`.
+        prompts: one answer each. source: which map answered: field, points, or mixed.
+        no_match, high: the thresholds that were used.
+    """
+
+    global_frame: str
+    stamp_s: float
+    cloud: SurfaceCloud
+    scores: Scores
+    prompts: tuple[PromptAnswer, ...]
+    source: str
+    no_match: float
+    high: float
+
+    @property
+    def objects(self) -> list[Object]:
+        """All objects of all prompts, in order of prompts."""
+        return [o for p in self.prompts for o in p.objects]
+
+
+def in_region(points: np.ndarray, region: Sequence[Sequence[float]] | None) -> np.ndarray:
+    """[N] bool: points inside an axis-aligned box ((x, y, z) low, (x, y, z) high) in global_frame; all if None."""
+    if region is None:
+        return np.ones(len(points), bool)
+    box = np.asarray(region, dtype=np.float64)
+    if box.shape != (2, 3) or not np.isfinite(box).all() or (box[0] > box[1]).any():
+        raise QueryError(f"region is {region!r}; expected two finite corners [[x, y, z] low, [x, y, z] high]")
+    return np.asarray(((points >= box[0]) & (points <= box[1])).all(1))
+
+
+def answer(
+    snapshot: Snapshot,
+    texts: PromptEncoder,
+    prompts: str | Sequence[str | Sequence[str]],
+    *,
+    config: SemfieldConfig | None = None,
+    negatives: Sequence[str] | None = None,
+    source: Source | None = None,
+    region: Sequence[Sequence[float]] | None = None,
+    no_match: float | None = None,
+    high: float | None = None,
+    grasps: bool = True,
+) -> Answer:
+    """Find what prompts name.
+
+    Args:
+        prompts: one text or several; synonyms inside one are separated by ";" (or given as a list).
+        negatives: what to tell it apart from (None = the canonical four). source: auto, field or points.
+        region: search only inside [[x, y, z] low, [x, y, z] high].
+        no_match, high: score thresholds (None = the encoder's calibration): a prompt whose peak stays below
+            `no_match` has no answer; objects are seeded at `high` and grow down to a hysteresis below it.
+        grasps: whether to look for grasp candidates.
+
+    Raises:
+        QueryError: unusable prompts, thresholds or region.
+    """
+    config = config or SemfieldConfig()
+    question = config.query
+    encoded = texts.encode(prompts, negatives)
+    inside = in_region(snapshot.cloud.points, region)
+    cloud = snapshot.cloud if region is None else snapshot.cloud[inside]
+    points = None if region is None else cloud.points
+    scores = score_points(
+        snapshot, encoded, points, source=source or question.source, temperature=question.temperature
+    )
+    calibration = texts.encoder.calibration
+    cosine = question.score == "cosine"
+    values = scores.cosine if cosine else scores.relevancy
+    floor = no_match if no_match is not None else question.no_match
+    top = high if high is not None else config.objects.high
+    floor = calibration.no_match if floor is None else floor
+    top = max(calibration.high if top is None else top, floor)
+    answers = []
+    for q, prompt in enumerate(encoded.prompts):
+        best = peak(values[scores.seen, q])
+        found: list[Object] = []
+        if best >= floor:
+            # a weak but matching peak must still seed its own region
+            seed = min(top, best)
+            low = floor + config.objects.low_ratio * (seed - floor)
+            found = find_objects(
+                cloud, values[:, q], prompt=prompt.label, high=seed, low=min(low, seed), config=config.objects,
+                gripper=config.gripper if grasps else None, seen=scores.seen, stamp_s=snapshot.stamp_s,
+            )  # fmt: skip
+        answers.append(PromptAnswer(prompt.label, best, bool(found), tuple(found)))
+    share = scores.from_field[scores.seen].mean() if scores.seen.any() else 0.0
+    used = "field" if share > 0.95 else "points" if share == 0 else "mixed"
+    return Answer(config.global_frame, snapshot.stamp_s, cloud, scores, tuple(answers), used, floor, top)

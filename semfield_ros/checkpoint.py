@@ -1,0 +1,217 @@
+"""Checkpoints: one safetensors file with the map, the field, the replay and, in its header, JSON that describes them.
+
+Never pickle. Written to a temporary file and renamed, so a crash leaves the old file whole; every tensor's CRC-32
+stands in the JSON, so a torn or altered file is refused. Loading builds a new `Mapping` and touches nothing else: the
+running map stays as it was on any error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zlib
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .config import SemfieldConfig
+from .config_io import from_dict
+from .encoders.base import Encoder, Window
+from .errors import CheckpointError, ConfigError
+from .field.workspace import Workspace
+from .geometry import Camera
+from .mapping import Mapping
+from .memory.keyframes import Keyframe, Keyframes
+from .memory.replay import FeatureShape, Replay
+
+FORMAT = 1
+SUFFIX = ".semfield"
+
+
+def _crc(tensor: torch.Tensor) -> int:
+    return zlib.crc32(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
+
+
+def _tensors(mapping: Mapping) -> dict[str, torch.Tensor]:
+    tensors = {f"points.{k}": torch.from_numpy(np.ascontiguousarray(v)) for k, v in mapping.points.state().items()}
+    if mapping.field is not None and mapping.trainer is not None and mapping.replay is not None:
+        tensors |= {f"field.{k}": v for k, v in mapping.field.state_dict().items()}
+        tensors |= {f"adam.{k}": v for k, v in mapping.trainer.state().items()}
+        tensors |= {f"replay.{k}": v for k, v in mapping.replay.state().items()}
+    # a clone: tensors that share storage cannot be written
+    return {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
+
+
+def save(path: str | Path, mapping: Mapping, encoder: Encoder, *, overwrite: bool = False) -> Path:
+    """Save a map; returns the path written (with suffix .semfield).
+
+    Raises:
+        CheckpointError: the file exists and `overwrite` is not set, or its folder cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        path = path.with_name(path.name + SUFFIX)
+    if path.exists() and not overwrite:
+        raise CheckpointError(f"{path} exists; choose another name or allow overwriting (overwrite=True)")
+    tensors = _tensors(mapping)
+    description: dict[str, object] = {
+        "format": FORMAT,
+        "config": asdict(mapping.config),
+        "encoder": {"name": encoder.name, "dim": encoder.dim, "cache_key": encoder.cache_key},
+        "stamp_s": mapping.stamp_s if np.isfinite(mapping.stamp_s) else None,
+        "counts": dict(mapping.counts),
+        "samples": mapping.samples,
+        "language_steps": mapping.language_steps,
+        "steps": mapping.steps,
+        "crc32": {k: _crc(v) for k, v in tensors.items()},
+    }
+    if mapping.replay is not None and mapping.field is not None and mapping.keyframes is not None:
+        replay, workspace = mapping.replay, mapping.field.workspace
+        description |= {
+            "workspace": asdict(workspace),
+            "image": [replay.width, replay.height],
+            "features": asdict(replay.features),
+            "window": None if replay.window is None else {
+                "kernel": replay.window.kernel.tolist(), "pitch_px": replay.window.pitch_px,
+            },
+            "next_keyframe": mapping.keyframes.next_id,
+            "keyframes": [
+                {
+                    "id": k.id, "slot": k.slot, "stamp_s": k.stamp_s, "camera": asdict(k.camera),
+                    "T_world_camera": k.T_world_camera.tolist(), "camera_name": k.camera_name,
+                    "features": k.slot in replay.with_features,
+                }
+                for k in mapping.keyframes.items
+            ],
+        }  # fmt: skip
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        os.close(handle)
+    except OSError as error:
+        raise CheckpointError(f"cannot write into {path.parent}: {error}") from error
+    try:
+        save_file(tensors, temporary, metadata={"semfield": json.dumps(description)})
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def describe(path: str | Path) -> dict:
+    """The JSON of a saved map, without reading its tensors.
+
+    Raises:
+        CheckpointError: missing, torn, foreign or newer.
+    """
+    return _read(Path(path), tensors=False)[0]
+
+
+def _read(path: Path, *, tensors: bool = True) -> tuple[dict, dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; `save` writes one, with suffix {SUFFIX}")
+    found = {}
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            text = (file.metadata() or {}).get("semfield")
+            if text is None:
+                raise CheckpointError(f"{path} is a safetensors file but not a semfield map")
+            description = json.loads(text)
+            if not isinstance(description, dict) or not isinstance(description.get("format"), int):
+                raise CheckpointError(f"{path} does not say which format it has; it was not written by this program")
+            if description["format"] > FORMAT:
+                raise CheckpointError(
+                    f"{path} has format {description['format']}, this program reads up to {FORMAT}; update semfield_ros"
+                )
+            if tensors:
+                found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is torn or is not a semfield map: {error}") from error
+    if tensors:
+        expected = description.get("crc32", {})
+        if set(expected) != set(found):
+            raise CheckpointError(f"{path} lacks tensors it names: {sorted(set(expected) ^ set(found))[:5]}")
+        for key, tensor in found.items():
+            if _crc(tensor) != expected[key]:
+                raise CheckpointError(f"{path} is damaged: tensor {key} does not have its checksum")
+    return description, found
+
+
+def saved_config(path: str | Path) -> SemfieldConfig:
+    """The configuration a map was built with."""
+    try:
+        return from_dict(describe(path)["config"])
+    except (KeyError, ConfigError) as error:
+        raise CheckpointError(f"{path} has a configuration this program cannot read: {error}") from error
+
+
+def load(path: str | Path, config: SemfieldConfig, encoder: Encoder, device: str) -> Mapping:
+    """A saved map as a new `Mapping`, ready to train on. Sizes of grids and memory come from the file.
+
+    Raises:
+        CheckpointError: missing, torn, foreign, newer, or made with another encoder.
+    """
+    path = Path(path)
+    description, tensors = _read(path)
+    made_with = description.get("encoder", {})
+    if made_with.get("cache_key") != encoder.cache_key:
+        raise CheckpointError(
+            f"{path} was made with encoder {made_with.get('name')!r} ({made_with.get('cache_key')}), this engine runs "
+            f"{encoder.name!r} ({encoder.cache_key}): its features cannot be asked with it; use the same encoder"
+        )
+    saved = saved_config(path)
+    try:
+        return _rebuild(description, tensors, config, saved, encoder, device)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a whole map: {error!r}") from error
+
+
+def _rebuild(description, tensors, config: SemfieldConfig, saved: SemfieldConfig, encoder: Encoder, device: str):
+    config = replace(config, memory=saved.memory, field=saved.field)
+    mapping = Mapping(config, encoder.dim, device)
+
+    def part(prefix: str) -> dict[str, torch.Tensor]:
+        return {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
+
+    mapping.points.load({k: v.numpy() for k, v in part("points").items()})
+    mapping.counts.update(description["counts"])
+    mapping.stamp_s = float("nan") if description["stamp_s"] is None else float(description["stamp_s"])
+    mapping.samples, mapping.language_steps = description["samples"], description["language_steps"]
+    if "workspace" not in description:
+        return mapping
+    workspace = description["workspace"]
+    mapping.make_field(Workspace(tuple(workspace["centre_m"]), workspace["extent_m"]))
+    assert mapping.field is not None and mapping.trainer is not None
+    mapping.field.load_state_dict(part("field"))
+    mapping.trainer.load(part("adam"), description["steps"])
+    width, height = description["image"]
+    replay = Replay(config.memory, width, height, FeatureShape(**description["features"]), device)
+    window = description["window"]
+    replay.load(
+        part("replay"),
+        order=[k["slot"] for k in description["keyframes"]],
+        with_features=[k["slot"] for k in description["keyframes"] if k["features"]],
+        window=None if window is None else Window(np.array(window["kernel"], np.float32), window["pitch_px"]),
+    )
+    mapping.replay = replay
+    mapping.keyframes = Keyframes(config.memory, replay.capacity)
+    mapping.keyframes.restore(
+        [
+            Keyframe(
+                k["id"], k["slot"], k["stamp_s"], Camera(**k["camera"]), np.array(k["T_world_camera"]),
+                k["camera_name"],
+            )
+            for k in description["keyframes"]
+        ],
+        description["next_keyframe"],
+    )  # fmt: skip
+    return mapping

@@ -1,0 +1,299 @@
+"""The command line: `semfield demo | run | query | export | bench`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from tyro.conf import Positional, UseAppendAction, arg
+
+from .config import FrameConfig, MemoryConfig, SemfieldConfig
+from .config_io import from_yaml
+from .errors import ConfigError, SemfieldError
+
+console = Console(stderr=True)
+
+DEMO_PROMPTS = ("mug", "bottle", "something red", "book", "banana", "wine glass")
+
+Queries = Annotated[tuple[str, ...], UseAppendAction, arg(aliases=["-q"], metavar="TEXT")]
+Settings = Annotated[SemfieldConfig, arg(name="")]
+
+
+def demo_config(base: SemfieldConfig | None = None) -> SemfieldConfig:
+    """Settings for a table top an arm's length away: centimetre voxels, nothing beyond 1.6 m."""
+    return replace(
+        base or SemfieldConfig(),
+        frame=FrameConfig(max_depth_m=1.6),
+        memory=MemoryConfig(voxel_size_m=0.01, min_translation_m=0.06, min_rotation_deg=6.0),
+    )
+
+
+def demo(
+    seed: int = 7,
+    frames: int = 240,
+    rate: float = 1.0,
+    train_s: float = 12.0,
+    query: Queries = (),
+    out: Path = Path("out"),
+) -> int:
+    """Watch a simulated robot camera scan a table, a field grow, and words find objects (about a minute).
+
+    Writes clouds, objects with grasps, the map and a picture into the output folder, and prints how right the answers
+    are: the simulator knows the truth. Needs the extra [sim].
+
+    Args:
+        seed: which table is laid; 0 to 99 were never used to train the embedded encoder.
+        frames: length of the camera's path around the table, at 30 Hz.
+        rate: speed of the replay; 1 = real time, with frames dropped as a live stream would. 0 = as fast as possible.
+        train_s: seconds of training after the last frame.
+        query: what to look for (repeat the flag; synonyms separated by ";"). Default: what is on the table.
+        out: output folder; files of the same names are overwritten.
+    """
+    from .evaluation.simulated import Truth
+    from .evaluation.simulated import rate as score
+    from .progress import show_answer
+    from .sources.simulator import Simulator, SimulatorConfig
+    from .sources.simulator_objects import KINDS
+
+    simulator = Simulator(SimulatorConfig(seed=seed, frames=frames))
+    truth = Truth.of(simulator, [kind.name for kind in KINDS])
+    prompts = list(query) or _interesting(truth)
+    config = demo_config()
+    console.print(
+        f"[bold]A table with {len(truth.kinds)} things[/] (simulator seed {seed}). "
+        f"Looking for: {', '.join(prompts)}"
+    )
+    engine, snapshot, answer = _session(simulator, config, prompts, rate or None, train_s, out, f"semfield demo, seed {seed}")
+    table = Table(title="Against the simulator's exact truth, every kind and colour + kind asked for")
+    for column in ("map", "right object", "absent: no match", "mIoU", "accuracy"):
+        table.add_column(column, justify="right")
+    for source in ("points", "field"):
+        s = score(truth, snapshot, engine.prompts, config, source=source)  # type: ignore[arg-type]
+        table.add_row(
+            source, f"{s.localisation:.0%} of {s.prompts}", f"{s.no_match:.0%} of {s.absent}",
+            f"{s.miou:.2f}", f"{s.accuracy:.2f}",
+        )  # fmt: skip
+    show_answer(console, answer)
+    console.print(table)
+    return 0
+
+
+def _interesting(truth) -> list[str]:
+    """A few kinds, two coloured ones and one absent thing."""
+    kinds = list(dict.fromkeys(truth.kinds))
+    coloured = [f"{c} {k}" for c, k in zip(truth.colours, truth.kinds) if truth.kinds.count(k) > 1]
+    coloured += [f"{c} {k}" for c, k in zip(truth.colours, truth.kinds)]
+    return [*kinds[:3], *dict.fromkeys(coloured[:2]), *truth.absent[:1]]
+
+
+def run(
+    source: Positional[str],
+    query: Queries = (),
+    out: Path = Path("out"),
+    rate: float = 0.0,
+    width: int | None = 320,
+    stride: int = 1,
+    limit: int | None = None,
+    train_s: float = 10.0,
+    settings: Settings = SemfieldConfig(),  # noqa: B008 (tyro's way to give defaults)
+) -> int:
+    """Map a recording or the simulator, ask for things, write everything into a folder.
+
+    Args:
+        source: simulator, simulator:SEED, or a folder: 7-Scenes, TUM RGB-D, or nerfstudio's transforms.json with depth.
+        query: what to look for (repeat the flag; synonyms separated by ";").
+        out: output folder; files of the same names are overwritten.
+        rate: 0 = as fast as possible, every frame; 1 = real time, with frames dropped as a live stream would.
+        width: frames are resampled to this width in pixels; None = as they are.
+        stride: use every n-th frame.
+        limit: use at most so many frames.
+        train_s: seconds of training after the last frame.
+        settings: every other setting; `--config FILE.yaml` before them gives other defaults.
+    """
+    from .progress import show_answer
+    from .sources import open_source
+
+    stream = open_source(source, width=width, stride=stride, limit=limit, frame_config=settings.frame)
+    engine, _, answer = _session(stream, settings, list(query), rate or None, train_s, out, f"semfield, {stream.name}")
+    show_answer(console, answer)
+    gate = getattr(stream, "gate", None)
+    if gate is not None and gate.rejected:
+        console.print(f"[yellow]rejected frames:[/] {dict(gate.rejected)}; last: {gate.last_error}")
+    return 0
+
+
+def _session(stream, config: SemfieldConfig, prompts: list[str], rate: float | None, train_s: float, out: Path, title):
+    """Feed a stream with a progress display, answer, write files; returns engine (stopped), snapshot and answer."""
+    from .engine import Engine
+    from .progress import LiveProgress
+    from .results import write_results
+    from .session import feed
+    from .sources.playback import play
+
+    if train_s < 0 or rate is not None and rate <= 0:
+        raise ConfigError(f"train_s is {train_s} and rate {rate}; allowed: >= 0")
+    engine = Engine(config)
+    if prompts:
+        engine.prompts.encode(prompts)  # unusable prompts are refused before any work
+    playback = play(stream, rate)
+    with engine, LiveProgress(console, train_s) as live:
+        session = feed(
+            engine, playback, total=len(stream), live=rate is not None, train_s=train_s, report=live.update
+        )
+        if not session.frames:
+            raise ConfigError(f"{stream.name} gave no usable frame")
+        snapshot = engine.snapshot(fresh=True)
+        live.say("asking and writing")
+        answer = engine.query(prompts) if prompts else None
+        if answer is not None:
+            files = write_results(out, engine, session.last, answer, prompts, title)
+        else:
+            files = [engine.save(out / "map", overwrite=True)]
+    dropped = playback.dropped + engine.status().dropped.get("queue_full", 0)
+    console.print(
+        f"{session.frames} frames in {session.mapping_s:.1f} s ({dropped} dropped as late), "
+        f"{snapshot.step} steps, {len(snapshot.cloud)} voxels, peak memory {peak_memory_mb():.0f} MB"
+    )
+    console.print("wrote " + ", ".join(str(f) for f in files), soft_wrap=True)
+    return engine, snapshot, answer
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024 if sys.platform != "darwin" else peak / 2**20
+
+
+def query(
+    map: Positional[Path],
+    text: Positional[tuple[str, ...]],
+    source: Literal["auto", "field", "points"] = "auto",
+    out: Path | None = None,
+) -> int:
+    """Ask a saved map.
+
+    Args:
+        map: a .semfield file that `run` or `demo` wrote.
+        text: what to look for, one or several; synonyms separated by ";".
+        source: which map answers.
+        out: folder for clouds and objects.json; nothing is written without it.
+    """
+    from .checkpoint import saved_config
+    from .engine import Engine
+    from .progress import show_answer
+    from .results import write_answer
+
+    config = saved_config(map)
+    with Engine(config) as engine:
+        engine.pause()
+        engine.load(map)
+        answer = engine.query(list(text), source=source)
+    show_answer(console, answer)
+    if out is not None:
+        files = write_answer(out, answer, config.gripper)
+        console.print("wrote " + ", ".join(str(f) for f in files), soft_wrap=True)
+    return 0
+
+
+def export(map: Positional[Path], out: Positional[Path], overwrite: bool = False) -> int:
+    """Write a saved map's coloured surface as a PLY cloud.
+
+    Args:
+        map: a .semfield file.
+        out: the .ply to write.
+        overwrite: replace a file of that name.
+    """
+    from .checkpoint import saved_config
+    from .engine import Engine
+    from .export import write_ply
+
+    config = saved_config(map)
+    with Engine(config) as engine:
+        engine.pause()
+        engine.load(map)
+        cloud = engine.snapshot().cloud
+    path = write_ply(
+        out, cloud.points, normals=cloud.normals, rgb=cloud.rgb, scalars={"observations": cloud.observations},
+        comments=[f"frame {config.global_frame}, metres"], overwrite=overwrite,
+    )  # fmt: skip
+    console.print(f"wrote {path}: {len(cloud)} points")
+    return 0
+
+
+def bench(
+    what: Positional[Literal["online"]],
+    source: str = "simulator",
+    json: bool = False,
+    seeds: int = 6,
+    train_s: float = 15.0,
+    text_table: Path | None = None,
+) -> int:
+    """Measure, against a baseline in the same run; prints a table and, with --json, one JSON line at the end.
+
+    Args:
+        what: online = a stream mapped and asked; field beside point map (the voxel average).
+        source: simulator, or a 7-Scenes folder with objects.json (held-out depth, colour and labelled boxes).
+        json: end with one line of JSON.
+        seeds: simulator scenes, from seed 0.
+        train_s: seconds of training.
+        text_table: for a folder: the text vectors of the `precomputed` encoder.
+    """
+    from .benchmarks.online import run as online
+
+    return online(source, console=Console(), as_json=json, seeds=seeds, train_s=train_s, text_table=text_table)
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "demo": demo, "run": run, "query": query, "export": export, "bench": bench,
+}  # fmt: skip
+
+
+def _with_preset(arguments: list[str]) -> tuple[list[str], SemfieldConfig]:
+    """Take `--config FILE` out of the arguments of `run`: its settings become the defaults of the flags."""
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--config":
+            rest = arguments[:i] + arguments[i + (1 if value else 2) :]
+            value = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+            return rest, from_yaml(value)
+    return arguments, SemfieldConfig()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `semfield`; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    handler = RichHandler(console=console, show_path=False, show_time=False)
+    # open_clip logs every step of making a model on the root logger; people want to read ours
+    handler.addFilter(lambda record: record.name.startswith("semfield_ros"))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
+    commands = dict(COMMANDS)
+    try:
+        if arguments[:1] == ["run"]:
+            arguments, preset = _with_preset(arguments)
+            if preset != SemfieldConfig():
+                run.__defaults__ = (*run.__defaults__[:-1], preset)  # type: ignore[index]
+        code: int = tyro.extras.subcommand_cli_from_dict(
+            commands, args=arguments, prog="semfield",
+            description="Robots that know what they see: RGB-D in, a field you can ask in words, objects and grasps out.",
+        )  # fmt: skip
+        return code
+    except SemfieldError as error:
+        console.print(f"[red]{type(error).__name__}:[/] {error}", markup=True, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

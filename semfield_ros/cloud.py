@@ -1,0 +1,41 @@
+"""SurfaceCloud: points on surfaces with what is known of each; the common currency of maps, queries and objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SurfaceCloud:
+    """N surface points in global_frame.
+
+    Attributes:
+        points: [N, 3] float32, metres. normals: [N, 3] float32, unit, towards the side that was seen (0 = unknown).
+        rgb: [N, 3] uint8. observations: [N] int32, frames that saw the point. last_seen_s: [N] float64, stamp.
+    """
+
+    points: np.ndarray
+    normals: np.ndarray
+    rgb: np.ndarray
+    observations: np.ndarray
+    last_seen_s: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, rows: np.ndarray) -> SurfaceCloud:
+        """The selected points, as a SurfaceCloud."""
+        return SurfaceCloud(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    @classmethod
+    def empty(cls) -> SurfaceCloud:
+        """No points."""
+        return cls(
+            np.zeros((0, 3), np.float32),
+            np.zeros((0, 3), np.float32),
+            np.zeros((0, 3), np.uint8),
+            np.zeros(0, np.int32),
+            np.zeros(0, np.float64),
+        )

@@ -1,0 +1,272 @@
+"""Every setting, as typed dataclasses: YAML files, the command line and ROS parameters are generated from these.
+
+Units stand in the names. Constructors reject unusable values and quote them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from dataclasses import field as nested
+from typing import Literal
+
+from .errors import ConfigError
+
+
+def _require(ok: bool, name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+@dataclass(frozen=True)
+class FrameConfig:
+    """What makes a frame valid."""
+
+    min_depth_m: float = 0.1
+    """Nearer depth is no measurement."""
+    max_depth_m: float = 6.0
+    """Farther depth is no measurement."""
+    rigid_tolerance: float = 5e-3
+    """Largest deviation of a pose from SE(3)."""
+    min_valid_fraction: float = 0.01
+    """Frames with fewer valid depth pixels are rejected."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.min_depth_m < self.max_depth_m, "min_depth_m", self.min_depth_m, "0 < min < max_depth_m")
+        _require(self.rigid_tolerance > 0, "rigid_tolerance", self.rigid_tolerance, "> 0")
+        _require(0 <= self.min_valid_fraction <= 1, "min_valid_fraction", self.min_valid_fraction, "0 to 1")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Which 2-D model turns pixels and words into features."""
+
+    name: str = "tiny"
+    """A registered encoder: tiny, openclip, precomputed, stub."""
+    model: str = "ViT-B-16"
+    """openclip only: architecture."""
+    pretrained: str = "laion2b_s34b_b88k"
+    """openclip only: weights tag, a local file, or '' for random initialisation."""
+    neighbourhood: bool = False
+    """openclip only: NACLIP-style attention in the last block instead of MaskCLIP's value path."""
+    text_table: str = ""
+    """precomputed only: .npz with text vectors (see the encoder's docstring)."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What is remembered: keyframes, ray records, voxels. Budgets are hard."""
+
+    min_translation_m: float = 0.08
+    """A frame this far from every near keyframe's camera is new."""
+    min_rotation_deg: float = 8.0
+    """A frame turned this far is new."""
+    min_unseen_fraction: float = 0.08
+    """A frame with this share of pixels on voxels not yet seen is new."""
+    max_keyframes: int = 400
+    """Above this the most redundant keyframe is dropped."""
+    replay_mb: float = 512.0
+    """Bytes of ray records (pixels) and feature targets kept for training."""
+    pixels_per_keyframe: int = 19200
+    """Ray records kept of each keyframe."""
+    voxel_size_m: float = 0.02
+    """Edge of a voxel of the point map."""
+    max_voxels: int = 400_000
+    """Voxels kept; above this the least recently seen are dropped."""
+    visibility_tolerance_m: float = 0.05
+    """A voxel is seen by a pixel whose depth agrees to this..."""
+    visibility_tolerance_relative: float = 0.02
+    """...or to this share of the depth, whichever is larger."""
+
+    def __post_init__(self) -> None:
+        _require(self.voxel_size_m > 0, "voxel_size_m", self.voxel_size_m, "> 0")
+        _require(self.max_keyframes >= 1, "max_keyframes", self.max_keyframes, ">= 1")
+        _require(self.max_voxels >= 1000, "max_voxels", self.max_voxels, ">= 1000")
+        _require(self.replay_mb >= 1, "replay_mb", self.replay_mb, ">= 1")
+        _require(self.pixels_per_keyframe >= 64, "pixels_per_keyframe", self.pixels_per_keyframe, ">= 64")
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """A multi-resolution hash grid (Mueller et al. 2022), resolutions per workspace edge."""
+
+    levels: int = 8
+    features: int = 4
+    log2_table: int = 16
+    min_resolution: int = 16
+    max_resolution: int = 256
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.levels <= 16, "levels", self.levels, "1 to 16 (tiny-cuda-nn's limit)")
+        _require(self.features in (1, 2, 4, 8), "features", self.features, "1, 2, 4, 8")
+        _require(4 <= self.log2_table <= 24, "log2_table", self.log2_table, "4 to 24")
+        _require(2 <= self.min_resolution <= self.max_resolution, "min_resolution", self.min_resolution, ">= 2, <= max")
+
+
+@dataclass(frozen=True)
+class FieldConfig:
+    """The neural field: what is learnt."""
+
+    centre_m: tuple[float, float, float] | None = None
+    """Workspace centre in global_frame; None = from the first keyframes."""
+    extent_m: float | None = None
+    """Workspace edge (a cube); None = from the first keyframes. What lies outside is contracted (L-infinity)."""
+    geometry_grid: GridConfig = nested(default_factory=GridConfig)
+    feature_grid: GridConfig = nested(
+        default_factory=lambda: GridConfig(levels=6, features=4, log2_table=15, min_resolution=16, max_resolution=160)
+    )
+    hidden: int = 64
+    """Width of every MLP (tiny-cuda-nn's fused MLP takes 16, 32, 64, 128)."""
+    truncation_m: float = 0.06
+    """Signed distances are learnt within this band around the surface."""
+    seed: int = 0
+    """Initial weights."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the field is learnt."""
+
+    rays: int = 2048
+    """Rays a step for geometry and colour."""
+    feature_patches: int = 192
+    """Feature measurements a step..."""
+    window_rays: int = 8
+    """...each predicted as the mean over this many rays of its receptive window."""
+    through_window: bool = True
+    """Train features through the encoder's receptive window (False: per pixel)."""
+    free_samples: int = 6
+    """Samples a ray in free space."""
+    surface_samples: int = 8
+    """Samples a ray within the truncation band. free + surface <= 20."""
+    learning_rate: float = 1e-2
+    recent_fraction: float = 0.3
+    """Share of rays from the newest keyframes; the rest replays everything."""
+    steps_per_keyframe: int = 0
+    """Bound on training steps per admitted keyframe while frames arrive; 0 = unbounded."""
+    seed: int = 0
+    """Order of rays."""
+
+    def __post_init__(self) -> None:
+        _require(
+            1 <= self.free_samples + self.surface_samples <= 20,
+            "free_samples + surface_samples", self.free_samples + self.surface_samples, "1 to 20",
+        )
+        _require(0 <= self.recent_fraction <= 1, "recent_fraction", self.recent_fraction, "0 to 1")
+
+
+@dataclass(frozen=True)
+class QueryConfig:
+    """How words are matched."""
+
+    negatives: tuple[str, ...] = ("object", "things", "stuff", "texture")
+    """Canonical negatives (LERF, Kerr et al. 2023)."""
+    temperature: float = 10.0
+    """Pairwise relevancy temperature (LERF)."""
+    score: Literal["relevancy", "cosine"] = "relevancy"
+    source: Literal["auto", "field", "points"] = "auto"
+    """Which map answers; auto prefers the field where it is trained and seen."""
+    no_match: float | None = None
+    """Best score below this = no match; None = the encoder's calibrated default."""
+
+
+@dataclass(frozen=True)
+class ObjectConfig:
+    """How scored points become objects."""
+
+    high: float | None = None
+    """Seeds of a region score at least this; None = the encoder's calibrated default."""
+    low_ratio: float = 0.75
+    """Hysteresis: growth stops below no-match + low_ratio (high - no-match)."""
+    radius_m: float = 0.03
+    """Neighbours are at most this far apart."""
+    max_normal_angle_deg: float = 60.0
+    """Growth stops across sharper concave creases unless features agree."""
+    min_feature_cosine: float = 0.85
+    """Neighbours whose features are less alike than this, and than most neighbours are, are of different parts."""
+    max_colour_distance: float = 35.0
+    """The same by colour where there are no features: CIELAB distance."""
+    valley_ratio: float = 0.5
+    """Two peaks are two objects when the score between them drops by this share of the lower one's height above low."""
+    support_tolerance_m: float = 0.012
+    """Points this near the height of a table, facing up, belong to the table: they never glue what stands on it."""
+    up: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    """Against gravity, in global_frame."""
+    min_points: int = 12
+    max_objects: int = 20
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.low_ratio <= 1, "low_ratio", self.low_ratio, "0 to 1")
+        _require(self.radius_m > 0, "radius_m", self.radius_m, "> 0")
+        _require(0 < self.max_normal_angle_deg <= 180, "max_normal_angle_deg", self.max_normal_angle_deg, "0 to 180")
+        _require(-1 <= self.min_feature_cosine <= 1, "min_feature_cosine", self.min_feature_cosine, "-1 to 1")
+        _require(self.max_colour_distance > 0, "max_colour_distance", self.max_colour_distance, "> 0")
+        _require(0 < self.valley_ratio <= 1, "valley_ratio", self.valley_ratio, "0 to 1, not 0")
+        _require(self.support_tolerance_m >= 0, "support_tolerance_m", self.support_tolerance_m, ">= 0")
+        _require(any(self.up), "up", self.up, "a direction, not all zero")
+        _require(self.min_points >= 1, "min_points", self.min_points, ">= 1")
+        _require(self.max_objects >= 1, "max_objects", self.max_objects, ">= 1")
+
+
+@dataclass(frozen=True)
+class GripperConfig:
+    """A parallel gripper. Its frame: origin midway between the fingertips, x closes, z approaches, y = z cross x."""
+
+    max_width_m: float = 0.085
+    """Largest opening between the fingers."""
+    min_width_m: float = 0.002
+    """Narrowest thing held."""
+    finger_length_m: float = 0.045
+    finger_thickness_m: float = 0.012
+    """Along x."""
+    finger_breadth_m: float = 0.02
+    """Along y."""
+    palm_depth_m: float = 0.06
+    """Thickness of the palm behind the fingers."""
+    clearance_m: float = 0.005
+    """Kept to everything around; the fingers open this much wider than the object on each side."""
+    friction: float = 0.5
+    """Coulomb coefficient: antipodal contacts lie inside this cone."""
+    candidates: int = 20
+    """Ranked candidates kept per object."""
+
+    def __post_init__(self) -> None:
+        for name in ("finger_length_m", "finger_thickness_m", "finger_breadth_m", "palm_depth_m", "friction"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "> 0")
+        _require(self.clearance_m >= 0, "clearance_m", self.clearance_m, ">= 0")
+        _require(
+            0 <= self.min_width_m < self.max_width_m - 2 * self.clearance_m,
+            "min_width_m", self.min_width_m, "0 <= min < max_width_m - 2 clearance_m",
+        )
+        _require(self.candidates >= 1, "candidates", self.candidates, ">= 1")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Threads, queues and schedules."""
+
+    queue_size: int = 4
+    """Frames waiting; when full the oldest is dropped and counted."""
+    snapshot_period_s: float = 1.0
+    max_pending_jobs: int = 64
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    threads: int = 0
+    """CPU threads of torch; 0 = leave as it is."""
+
+
+@dataclass(frozen=True)
+class SemfieldConfig:
+    """The whole configuration."""
+
+    global_frame: str = "map"
+    frame: FrameConfig = nested(default_factory=FrameConfig)
+    encoder: EncoderConfig = nested(default_factory=EncoderConfig)
+    memory: MemoryConfig = nested(default_factory=MemoryConfig)
+    field: FieldConfig = nested(default_factory=FieldConfig)
+    train: TrainConfig = nested(default_factory=TrainConfig)
+    query: QueryConfig = nested(default_factory=QueryConfig)
+    objects: ObjectConfig = nested(default_factory=ObjectConfig)
+    gripper: GripperConfig = nested(default_factory=GripperConfig)
+    engine: EngineConfig = nested(default_factory=EngineConfig)

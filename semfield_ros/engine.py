@@ -1,0 +1,387 @@
+"""The engine: owns the threads. Frames go in, snapshots come out, jobs run between training steps.
+
+One thread owns the map and its field; another runs the 2-D encoder, which is stateless. Callers never wait for
+training: `submit` keeps the latest frames in a bounded queue and counts what it drops, `snapshot` returns the last
+published copy. A worker's exception stops the engine and is raised to whoever calls it next.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from . import checkpoint
+from .answer import Answer, answer
+from .config import SemfieldConfig
+from .encoders import create
+from .encoders.base import Encoder, Target
+from .errors import EngineError
+from .field.snapshot import Snapshot
+from .frame import Frame, within_range
+from .mapping import Mapping, MappingStatus, pick_device
+from .memory.keyframes import Keyframe
+from .memory.replay import FeatureShape
+from .query.prompt import PromptEncoder
+from .query.scores import Scores, score_points
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_SLICE_S = 0.05  # training goes on at most this long before the engine looks at its queues again
+_ENCODER_QUEUE = 4
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """What the engine is doing: the map's counters, dropped frames by reason, waiting work."""
+
+    mapping: MappingStatus
+    dropped: dict[str, int]
+    frames_waiting: int
+    encoder_waiting: int
+    train_s: float
+    encode_s: float
+
+
+class Engine:
+    """An online semantic field. Use as a context manager, or call `start` and `stop`."""
+
+    def __init__(self, config: SemfieldConfig | None = None, encoder: Encoder | None = None):
+        self.config = config or SemfieldConfig()
+        if self.config.engine.threads > 0:
+            torch.set_num_threads(self.config.engine.threads)
+        self.device = pick_device(self.config.engine.device)
+        self.encoder = encoder or create(self.config.encoder)
+        self.prompts = PromptEncoder(self.encoder, self.config.query)
+        self.dropped: Counter[str] = Counter()
+        self._mapping = Mapping(self.config, self.encoder.dim, self.device)
+        self._snapshot: Snapshot = self._mapping.snapshot()
+        self._status = self._mapping.status()
+        self._frames: deque[Frame] = deque()
+        self._to_encode: deque[tuple[Keyframe, Frame]] = deque()
+        self._encoded: deque[tuple[int, Keyframe, Frame, Target]] = deque()
+        self._encoding = 0
+        self._jobs: deque[tuple[Callable[[Mapping], Any], Future]] = deque()
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._stopping = False
+        self._training = True
+        self._steps_left = 0
+        self._epoch = 0
+        self._feature_shape: FeatureShape | None = None
+        self._train_s = self._encode_s = 0.0
+        self._last_snapshot_s = 0.0
+        self._busy = False
+        self._published = (-1, -1)
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the threads; a second call does nothing."""
+        if self._threads:
+            return
+        if self._stopping:
+            raise EngineError("this engine was stopped; make a new one (a saved map can be loaded into it)")
+        for name, loop in (("semfield-engine", self._engine_loop), ("semfield-encoder", self._encoder_loop)):
+            thread = threading.Thread(target=self._guard, args=(loop,), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop the threads and fail the jobs that wait. Safe to call twice, and after an error."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        self._fail_jobs(EngineError("the engine was stopped"))
+
+    def _guard(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except BaseException as error:
+            log.exception("%s failed", threading.current_thread().name)
+            with self._changed:
+                self._error = self._error or error
+                self._stopping = True
+                self._changed.notify_all()
+            self._fail_jobs(error)
+
+    def _fail_jobs(self, error: BaseException) -> None:
+        while self._jobs:
+            _, future = self._jobs.popleft()
+            if not future.done():
+                future.set_exception(error)
+
+    def check(self) -> None:
+        """Raise EngineError if a worker has failed."""
+        if self._error is not None:
+            raise EngineError(f"a worker of the engine failed: {self._error!r}") from self._error
+
+    # ---- what callers do -------------------------------------------------------------------------------------
+
+    def submit(self, frame: Frame, *, block: bool = False) -> bool:
+        """Hand over a frame. A full queue drops its OLDEST frame (counted), or, with `block`, waits.
+
+        Returns:
+            False if some frame had to be dropped. Never waits for training unless `block` is set.
+        """
+        self.check()
+        if not self._threads or self._stopping:
+            raise EngineError("the engine is not running; call start() or use it in a with-block")
+        size = self.config.engine.queue_size
+        with self._changed:
+            if block:
+                self._changed.wait_for(lambda: len(self._frames) < size or self._stopping)
+                self.check()
+            dropped = len(self._frames) >= size
+            if dropped:
+                self._frames.popleft()
+                self.dropped["queue_full"] += 1
+            self._frames.append(frame)
+            self._changed.notify_all()
+        return not dropped
+
+    def snapshot(self, *, fresh: bool = False) -> Snapshot:
+        """The last published copy of the map; `fresh` has one made now (waits for the current step)."""
+        self.check()
+        if fresh:
+            return self.run(lambda _: self._publish()).result()
+        return self._snapshot
+
+    def run(self, job: Callable[[Mapping], T]) -> Future[T]:
+        """Run `job(mapping)` on the engine's thread between steps. EngineError when too many jobs wait."""
+        self.check()
+        future: Future[T] = Future()
+        with self._changed:
+            if self._stopping or not self._threads:
+                raise EngineError("the engine is not running; call start() or use it in a with-block")
+            if len(self._jobs) >= self.config.engine.max_pending_jobs:
+                raise EngineError(f"{len(self._jobs)} jobs are waiting, the limit; try again later")
+            self._jobs.append((job, future))
+            self._changed.notify_all()
+        return future
+
+    def query(self, prompts: str | Sequence[str | Sequence[str]], **options: Any) -> Answer:
+        """Answer prompts from the last snapshot, in the caller's thread: see `answer.answer` for the options."""
+        return answer(self.snapshot(), self.prompts, prompts, config=self.config, **options)
+
+    def scores(self, prompts: str | Sequence[str | Sequence[str]], points=None, **options: Any) -> Scores:
+        """Scores of prompts at points [N, 3] (None = the map's own): see `query.scores.score_points`."""
+        return score_points(self.snapshot(), self.prompts.encode(prompts), points, **options)
+
+    def status(self) -> EngineStatus:
+        """Counters, as of the last look of the engine's thread."""
+        return EngineStatus(
+            self._status, dict(self.dropped), len(self._frames), len(self._to_encode) + self._encoding,
+            self._train_s, self._encode_s,
+        )  # fmt: skip
+
+    def pause(self, paused: bool = True) -> None:
+        """Stop or resume training; frames are still mapped."""
+        with self._changed:
+            self._training = not paused
+            self._changed.notify_all()
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Wait until every submitted frame is mapped and encoded (not for training). False on time-out."""
+        with self._changed:
+            done = self._changed.wait_for(
+                lambda: self._stopping
+                or not (self._frames or self._to_encode or self._encoded or self._encoding or self._busy),
+                timeout_s,
+            )
+        self.check()
+        return done
+
+    def train(self, *, steps: int | None = None, seconds: float | None = None) -> int:
+        """Have the engine train so many more steps or seconds, however long the queues are; returns steps taken."""
+        if (steps is None) == (seconds is None):
+            raise EngineError("train() takes either steps or seconds")
+
+        def job(mapping: Mapping) -> int:
+            start, taken = time.perf_counter(), 0
+            while (steps is None or taken < steps) and not self._stopping:
+                if seconds is not None and time.perf_counter() - start >= seconds:
+                    break
+                self._train_one(mapping)
+                taken += 1
+            self._publish()
+            return taken
+
+        return self.run(job).result()
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Save map, field and replay: training can resume from it."""
+        return self.run(lambda m: checkpoint.save(path, m, self.encoder, overwrite=overwrite)).result()
+
+    def load(self, path: str | Path) -> None:
+        """Replace the map by a saved one. On any error the running map stays as it was."""
+        loaded = checkpoint.load(path, self.config, self.encoder, self.device)
+
+        def job(_: Mapping) -> None:
+            self._adopt(loaded)
+
+        self.run(job).result()
+
+    def reset(self) -> None:
+        """Forget the map; frames that wait are dropped and counted."""
+
+        def job(_: Mapping) -> None:
+            with self._changed:
+                self.dropped["reset"] += len(self._frames)
+                self._frames.clear()
+            self._adopt(Mapping(self.config, self.encoder.dim, self.device))
+
+        self.run(job).result()
+
+    def _adopt(self, mapping: Mapping) -> None:
+        with self._changed:
+            self._epoch += 1  # what the encoder still works on belongs to the map before
+            self._to_encode.clear()
+            self._encoded.clear()
+        self._mapping = mapping
+        self._feature_shape = mapping.replay.features if mapping.replay else None
+        self._publish()
+
+    # ---- the engine's thread ---------------------------------------------------------------------------------
+
+    def _engine_loop(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._has_work, timeout=0.2)
+                if self._stopping:
+                    return
+                self._busy = True
+            self._run_jobs()
+            worked = self._map_one_frame()
+            worked |= self._fuse_encoded()
+            with self._changed:
+                self._busy = False  # training is not work that anyone waits for
+                self._changed.notify_all()
+            if not worked or not self._frames:
+                self._train_slice()
+            self._publish_on_schedule()
+
+    def _has_work(self) -> bool:
+        can_train = self._training and self._mapping.trainer is not None and self._may_train()
+        return bool(self._stopping or self._jobs or self._frames or self._encoded or can_train)
+
+    def _may_train(self) -> bool:
+        return self.config.train.steps_per_keyframe == 0 or self._steps_left > 0
+
+    def _run_jobs(self) -> None:
+        while self._jobs and not self._stopping:
+            job, future = self._jobs.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(job(self._mapping))
+            except Exception as error:  # a job's error is its caller's
+                future.set_exception(error)
+
+    def _map_one_frame(self) -> bool:
+        with self._changed:
+            if not self._frames:
+                return False
+            frame = within_range(self._frames.popleft(), self.config.frame)
+            self._changed.notify_all()
+        mapping = self._mapping
+        replay = mapping.replay
+        if replay is not None and frame.depth_m.shape != (replay.height, replay.width):
+            self.dropped["size_changed"] += 1
+            return True
+        mapping.saw(frame)
+        if not mapping.accepts(frame):
+            return True
+        if self._feature_shape is None:
+            # the first frame is encoded here: its target says how much room features need
+            started = time.perf_counter()
+            target = self.encoder.encode_frame(frame)
+            self._encode_s += time.perf_counter() - started
+            self._feature_shape = FeatureShape.of(target)
+            keyframe = mapping.add_keyframe(frame, self._feature_shape)
+            mapping.add_features(keyframe, frame, target)
+            self._publish()
+        else:
+            keyframe = mapping.add_keyframe(frame, self._feature_shape)
+            with self._changed:
+                if len(self._to_encode) >= _ENCODER_QUEUE:
+                    self._to_encode.popleft()
+                    self.dropped["encoder_behind"] += 1
+                self._to_encode.append((keyframe, frame))
+                self._changed.notify_all()
+        self._steps_left = min(
+            self._steps_left + self.config.train.steps_per_keyframe, 4 * self.config.train.steps_per_keyframe
+        )
+        return True
+
+    def _fuse_encoded(self) -> bool:
+        worked = False
+        while self._encoded:
+            with self._changed:
+                epoch, keyframe, frame, target = self._encoded.popleft()
+            if epoch == self._epoch:
+                self._mapping.add_features(keyframe, frame, target)
+            worked = True
+        return worked
+
+    def _train_slice(self) -> None:
+        mapping, end = self._mapping, time.perf_counter() + _SLICE_S
+        while mapping.trainer is not None and self._training and self._may_train() and not self._stopping:
+            self._train_one(mapping)
+            self._steps_left -= 1
+            if self._frames or self._jobs or self._encoded or time.perf_counter() >= end:
+                return
+
+    def _train_one(self, mapping: Mapping) -> None:
+        started = time.perf_counter()
+        mapping.train_step()
+        self._train_s += time.perf_counter() - started
+
+    def _publish_on_schedule(self) -> None:
+        now = time.perf_counter()
+        if now - self._last_snapshot_s >= self.config.engine.snapshot_period_s:
+            self._publish()
+
+    def _publish(self) -> Snapshot:
+        version = (self._epoch, self._mapping.revision)
+        if version != self._published:
+            self._snapshot, self._published = self._mapping.snapshot(), version
+        self._status = replace(self._mapping.status(), train_s=self._train_s)
+        self._last_snapshot_s = time.perf_counter()
+        return self._snapshot
+
+    # ---- the encoder's thread --------------------------------------------------------------------------------
+
+    def _encoder_loop(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._to_encode or self._stopping)
+                if self._stopping:
+                    return
+                keyframe, frame = self._to_encode.popleft()
+                epoch, self._encoding = self._epoch, 1
+            started = time.perf_counter()
+            target = self.encoder.encode_frame(frame)
+            self._encode_s += time.perf_counter() - started
+            with self._changed:
+                self._encoded.append((epoch, keyframe, frame, target))
+                self._encoding = 0
+                self._changed.notify_all()

@@ -1,0 +1,158 @@
+"""Hash-grid kernels for CPUs (numba): the same numbers as `hash_grid.encode_reference`, several times faster.
+
+Work is split over levels, never over points: each thread owns whole levels, so the scattered additions of the backward
+pass need no atomics and the result does not depend on the number of threads, and one level's table stays in a core's
+cache while all points pass through it. The kernels release the GIL and run on a pool of our own: numba's own layers
+either spin while they wait, which starves the other threads of a robot's computer, or are not safe to enter from two
+threads, which training and queries do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numba import njit
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, "semfield-grid")
+
+
+def _split(count: int, work: Callable[[int, int], None]) -> None:
+    """Call work(first, last) over 0..count in as many parts as torch uses threads, on the pool and on this thread."""
+    parts = min(torch.get_num_threads(), count)
+    edges = [count * i // parts for i in range(parts + 1)]
+    others = [_pool().submit(work, edges[i], edges[i + 1]) for i in range(1, parts)]
+    work(edges[0], edges[1])
+    for other in others:
+        other.result()
+
+
+def forward(positions, table, scales, resolutions, rows, offsets, dense, out) -> None:
+    """out [N, L, F] = interpolated rows of table [rows, F] at positions [N, 3]."""
+    arrays = (positions, table, scales, resolutions, rows, offsets, dense, out)
+    _split(len(scales), lambda first, last: _forward(first, last, *arrays))
+
+
+def backward(positions, grad_out, scales, resolutions, rows, offsets, dense, grad_table) -> None:
+    """grad_table [rows, F] += the transpose of `forward` applied to grad_out [N, L, F]."""
+    arrays = (positions, grad_out, scales, resolutions, rows, offsets, dense, grad_table)
+    _split(len(scales), lambda first, last: _backward(first, last, *arrays))
+
+
+def adam_touched(table, grad, mean, square, rate, beta1, beta2, epsilon, correction1, correction2) -> None:
+    """Adam on the rows whose gradient is not zero (as tiny-cuda-nn does for grids), zeroing the gradient."""
+    numbers = tuple(np.float32(x) for x in (rate, beta1, beta2, epsilon, correction1, correction2))
+    _split(len(table), lambda first, last: _adam_touched(first, last, table, grad, mean, square, *numbers))
+
+
+def compile_kernels() -> None:
+    """Compile (or fetch from numba's cache) every kernel: some seconds the first time, better before a stream runs."""
+    positions, table = np.full((1, 3), 0.5, np.float32), np.zeros((8, 4), np.float32)
+    level = (np.ones(1, np.float32), np.full(1, 2), np.full(1, 8), np.zeros(1, np.int64), np.ones(1, np.bool_))
+    encoded = np.zeros((1, 1, 4), np.float32)
+    forward(positions, table, *level, encoded)
+    backward(positions, encoded, *level, table)
+    adam_touched(table, table.copy(), table.copy(), table.copy(), 0, 0, 0, 1, 1, 1)
+
+
+_PY = np.uint32(2654435761)
+_PZ = np.uint32(805459861)
+
+
+@njit(inline="always")
+def _row(x, y, z, dense, resolution, rows):
+    if dense:
+        return (x + resolution * (y + resolution * z)) % rows
+    return (x ^ (y * _PY) ^ (z * _PZ)) % rows
+
+
+@njit(nogil=True, fastmath=True, cache=True, boundscheck=False)
+def _forward(first, last, positions, table, scales, resolutions, rows, offsets, dense, out):
+    n, f = positions.shape[0], table.shape[1]
+    for level in range(first, last):
+        scale, offset, d = scales[level], offsets[level], dense[level]
+        resolution, count = np.uint32(resolutions[level]), np.uint32(rows[level])
+        one = np.uint32(1)
+        for i in range(n):
+            x = positions[i, 0] * scale + np.float32(0.5)
+            y = positions[i, 1] * scale + np.float32(0.5)
+            z = positions[i, 2] * scale + np.float32(0.5)
+            x0, y0, z0 = np.uint32(x), np.uint32(y), np.uint32(z)
+            fx, fy, fz = x - np.float32(x0), y - np.float32(y0), z - np.float32(z0)
+            gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
+            r0 = offset + _row(x0, y0, z0, d, resolution, count)
+            r1 = offset + _row(x0 + one, y0, z0, d, resolution, count)
+            r2 = offset + _row(x0, y0 + one, z0, d, resolution, count)
+            r3 = offset + _row(x0 + one, y0 + one, z0, d, resolution, count)
+            r4 = offset + _row(x0, y0, z0 + one, d, resolution, count)
+            r5 = offset + _row(x0 + one, y0, z0 + one, d, resolution, count)
+            r6 = offset + _row(x0, y0 + one, z0 + one, d, resolution, count)
+            r7 = offset + _row(x0 + one, y0 + one, z0 + one, d, resolution, count)
+            w0, w1, w2, w3 = gx * gy * gz, fx * gy * gz, gx * fy * gz, fx * fy * gz
+            w4, w5, w6, w7 = gx * gy * fz, fx * gy * fz, gx * fy * fz, fx * fy * fz
+            for c in range(f):
+                out[i, level, c] = (
+                    w0 * table[r0, c] + w1 * table[r1, c] + w2 * table[r2, c] + w3 * table[r3, c]
+                    + w4 * table[r4, c] + w5 * table[r5, c] + w6 * table[r6, c] + w7 * table[r7, c]
+                )
+
+
+@njit(nogil=True, fastmath=True, cache=True, boundscheck=False)
+def _backward(first, last, positions, grad_out, scales, resolutions, rows, offsets, dense, grad_table):
+    n, f = positions.shape[0], grad_table.shape[1]
+    for level in range(first, last):
+        scale, offset, d = scales[level], offsets[level], dense[level]
+        resolution, count = np.uint32(resolutions[level]), np.uint32(rows[level])
+        one = np.uint32(1)
+        for i in range(n):
+            x = positions[i, 0] * scale + np.float32(0.5)
+            y = positions[i, 1] * scale + np.float32(0.5)
+            z = positions[i, 2] * scale + np.float32(0.5)
+            x0, y0, z0 = np.uint32(x), np.uint32(y), np.uint32(z)
+            fx, fy, fz = x - np.float32(x0), y - np.float32(y0), z - np.float32(z0)
+            gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
+            r0 = offset + _row(x0, y0, z0, d, resolution, count)
+            r1 = offset + _row(x0 + one, y0, z0, d, resolution, count)
+            r2 = offset + _row(x0, y0 + one, z0, d, resolution, count)
+            r3 = offset + _row(x0 + one, y0 + one, z0, d, resolution, count)
+            r4 = offset + _row(x0, y0, z0 + one, d, resolution, count)
+            r5 = offset + _row(x0 + one, y0, z0 + one, d, resolution, count)
+            r6 = offset + _row(x0, y0 + one, z0 + one, d, resolution, count)
+            r7 = offset + _row(x0 + one, y0 + one, z0 + one, d, resolution, count)
+            w0, w1, w2, w3 = gx * gy * gz, fx * gy * gz, gx * fy * gz, fx * fy * gz
+            w4, w5, w6, w7 = gx * gy * fz, fx * gy * fz, gx * fy * fz, fx * fy * fz
+            for c in range(f):
+                g = grad_out[i, level, c]
+                grad_table[r0, c] += w0 * g
+                grad_table[r1, c] += w1 * g
+                grad_table[r2, c] += w2 * g
+                grad_table[r3, c] += w3 * g
+                grad_table[r4, c] += w4 * g
+                grad_table[r5, c] += w5 * g
+                grad_table[r6, c] += w6 * g
+                grad_table[r7, c] += w7 * g
+
+
+@njit(nogil=True, fastmath=True, cache=True, boundscheck=False)
+def _adam_touched(first, last, table, grad, mean, square, rate, beta1, beta2, epsilon, correction1, correction2):
+    f = table.shape[1]
+    for row in range(first, last):
+        touched = False
+        for c in range(f):
+            touched |= grad[row, c] != 0
+        if touched:
+            for c in range(f):
+                g = grad[row, c]
+                m = beta1 * mean[row, c] + (1 - beta1) * g
+                v = beta2 * square[row, c] + (1 - beta2) * g * g
+                mean[row, c] = m
+                square[row, c] = v
+                table[row, c] -= rate * (m * correction1) / (np.sqrt(v * correction2) + epsilon)
+                grad[row, c] = 0

@@ -1,0 +1,97 @@
+"""Snapshot: an immutable copy of everything a reader needs; training goes on beside it (DESIGN idea 7)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..cloud import SurfaceCloud
+from ..memory.point_map import PointMap, voxel_keys
+from .model import Field
+
+TRUSTED_STEPS = 60
+"""A surface is the field's after this many steps in which replay could draw it (about two seconds on two cores)."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The map at one instant, in global_frame.
+
+    Attributes:
+        stamp_s: stamp of the last fused frame. frames: fused so far. step: training steps taken.
+        cloud: the point map's N voxels. features: [N, D] float16 running means (not normalised).
+        measured: [N] bool, voxels with at least one feature measurement. created_step: [N] int64.
+        field: the neural field, None before the first keyframe. language: whether the field has learnt features.
+    """
+
+    stamp_s: float
+    frames: int
+    step: int
+    cloud: SurfaceCloud
+    features: np.ndarray
+    measured: np.ndarray
+    created_step: np.ndarray
+    keys: np.ndarray
+    voxel_size_m: float
+    field: Field | None
+    language: bool
+
+    @property
+    def trusted(self) -> np.ndarray:
+        """[N] bool: voxels that were there for enough training steps for the field to know them."""
+        if self.field is None or not self.language:
+            return np.zeros(len(self.cloud), bool)
+        return self.measured & (self.step - self.created_step >= TRUSTED_STEPS)
+
+    def find(self, points: np.ndarray) -> np.ndarray:
+        """Rows [N] of the voxels at points [N, 3] or, where there is none, at a face neighbour; -1 = unseen space."""
+        rows = np.full(len(points), -1)
+        if not len(self.keys):
+            return rows
+        offsets = np.array(
+            [[0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]], np.float32
+        )
+        for offset in offsets * self.voxel_size_m:
+            todo = np.flatnonzero(rows < 0)
+            keys = voxel_keys(points[todo] + offset, self.voxel_size_m)
+            at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+            rows[todo] = np.where(self.keys[at] == keys, at, -1)
+        return rows
+
+
+def frozen(field: Field) -> Field:
+    """A copy of a field that shares nothing with it and cannot be trained."""
+    gradients = [p.grad for p in field.parameters()]
+    for p in field.parameters():
+        p.grad = None  # not worth copying
+    try:
+        twin = copy.deepcopy(field)
+    finally:
+        for p, grad in zip(field.parameters(), gradients, strict=True):
+            p.grad = grad
+    for p in twin.parameters():
+        p.requires_grad_(False)
+    return twin.eval()
+
+
+def take(points: PointMap, field: Field | None, *, stamp_s: float, frames: int, step: int, language: bool) -> Snapshot:
+    """Copy the point map and the field. Costs one pass over their bytes."""
+    rows = points.rows
+    with torch.no_grad():
+        twin = frozen(field) if field is not None else None
+    return Snapshot(
+        stamp_s=stamp_s,
+        frames=frames,
+        step=step,
+        cloud=points.cloud(),
+        features=points.features[rows],
+        measured=points.feature_mass[rows] > 0,
+        created_step=points.created_step[rows],
+        keys=points.keys.copy(),
+        voxel_size_m=points.config.voxel_size_m,
+        field=twin,
+        language=language,
+    )

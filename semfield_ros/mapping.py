@@ -1,0 +1,188 @@
+"""Mapping: the state of one map and the pure order of what happens to it. No threads; the engine adds those."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .config import SemfieldConfig
+from .encoders.base import Target
+from .field.heads import HeadConfig
+from .field.model import Field
+from .field.snapshot import Snapshot, take
+from .field.trainer import StepReport, Trainer
+from .field.workspace import Workspace
+from .frame import Frame
+from .geometry import back_project
+from .memory.keyframes import Keyframe, Keyframes
+from .memory.point_map import PointMap
+from .memory.replay import FeatureShape, Replay
+
+log = logging.getLogger(__name__)
+
+
+def colour_head() -> HeadConfig:
+    """Colour: on the geometry grid, seen from a direction."""
+    return HeadConfig("rgb", 3, grid="geometry", direction=True, layers=2, activation="sigmoid")
+
+
+def language_head(dim: int) -> HeadConfig:
+    """Features of the encoder: on the feature grid, last linear layer after compositing, compared by cosine."""
+    return HeadConfig("language", dim, grid="feature", layers=1, late_linear=True, loss="cosine_sqrt")
+
+
+def workspace_of(frame: Frame) -> Workspace:
+    """A cube around what the first frame sees: its 5-95% box grown by half, as one view shows about half a scene."""
+    points, _ = back_project(frame.camera, frame.T_world_camera, frame.depth_m)
+    low, high = np.percentile(points[:: max(1, len(points) // 5000)], [5, 95], axis=0)
+    centre = (low + high) / 2
+    return Workspace((float(centre[0]), float(centre[1]), float(centre[2])), float(1.5 * (high - low).max()))
+
+
+@dataclass
+class MappingStatus:
+    """Counters of a map, for progress displays and diagnostics."""
+
+    frames: int = 0
+    keyframes: int = 0
+    encoded: int = 0
+    steps: int = 0
+    samples: int = 0
+    voxels: int = 0
+    train_s: float = 0.0
+    losses: dict[str, float] | None = None
+
+
+class Mapping:
+    """One map being built: keyframes, replay, point map, field and trainer. Not thread-safe."""
+
+    def __init__(self, config: SemfieldConfig, feature_dim: int, device: str):
+        self.config, self.feature_dim, self.device = config, feature_dim, device
+        self.points = PointMap(config.memory, feature_dim)
+        self.keyframes: Keyframes | None = None
+        self.replay: Replay | None = None
+        self.field: Field | None = None
+        self.trainer: Trainer | None = None
+        self.counts: Counter[str] = Counter()
+        self.stamp_s = float("nan")
+        self.samples = 0
+        self.language_steps = 0
+        self.last_report: StepReport | None = None
+        self.rng = np.random.default_rng(config.train.seed)
+        self._revision = 0
+
+    @property
+    def steps(self) -> int:
+        """Training steps taken."""
+        return self.trainer.steps if self.trainer else 0
+
+    @property
+    def revision(self) -> int:
+        """Changes whenever a snapshot would."""
+        return self._revision
+
+    def begin(self, frame: Frame, shape: FeatureShape) -> None:
+        """Allocate replay and field for frames like this one; done by the first keyframe."""
+        memory = self.config.memory
+        self.replay = Replay(memory, frame.camera.width, frame.camera.height, shape, self.device)
+        self.keyframes = Keyframes(memory, self.replay.capacity)
+        config = self.config.field
+        if config.centre_m is not None and config.extent_m is not None:
+            workspace = Workspace(config.centre_m, config.extent_m)
+        else:
+            workspace = workspace_of(frame)
+        self.make_field(workspace)
+        log.info(
+            "budgets: %d keyframes in %.0f MB of replay, %d voxels in %.0f MB; workspace %.2f m at %s",
+            self.replay.capacity, self.replay.bytes / 2**20, memory.max_voxels, self.points.max_bytes / 2**20,
+            workspace.extent_m, np.round(workspace.centre_m, 2).tolist(),
+        )  # fmt: skip
+
+    def make_field(self, workspace: Workspace) -> None:
+        """A fresh field and trainer."""
+        heads = (colour_head(), language_head(self.feature_dim))
+        self.field = Field(self.config.field, workspace, heads).to(self.device)
+        self.trainer = Trainer(self.field, self.config.train)
+
+    def accepts(self, frame: Frame) -> bool:
+        """Whether a frame shows enough new to become a keyframe. O(keyframes)."""
+        if self.keyframes is None or not len(self.keyframes):
+            return True
+        if self.keyframes.novelty(frame) >= 1:
+            return True
+        return self.points.unseen_fraction(frame) >= self.config.memory.min_unseen_fraction
+
+    def add_keyframe(self, frame: Frame, shape: FeatureShape) -> Keyframe:
+        """Remember a frame: its rays, its surface. Features follow with `add_features`."""
+        if self.replay is None or self.keyframes is None:
+            self.begin(frame, shape)
+        assert self.replay is not None and self.keyframes is not None
+        keyframe = self.keyframes.admit(frame)
+        self.replay.write(keyframe.slot, frame, self.rng)
+        fusion = self.points.fuse(frame, self.steps)
+        self.counts.update(keyframes=1, voxels_removed=fusion.removed)
+        self._revision += 1
+        return keyframe
+
+    def add_features(self, keyframe: Keyframe, frame: Frame, target: Target) -> None:
+        """Attach a keyframe's feature measurements; ignored when it was dropped meanwhile."""
+        assert self.replay is not None and self.keyframes is not None
+        if keyframe.id in {k.id for k in self.keyframes.items}:
+            self.replay.write_target(keyframe.slot, target)
+        self.points.fuse_features(frame, target)
+        self.counts["encoded"] += 1
+        self._revision += 1
+
+    def saw(self, frame: Frame) -> None:
+        """Count a frame, keyframe or not."""
+        self.counts["frames"] += 1
+        self.stamp_s = frame.stamp_s
+
+    def train_step(self) -> None:
+        """One step; nothing before the first keyframe."""
+        if self.trainer is None or self.replay is None:
+            return
+        self.last_report = self.trainer.step(self.replay)
+        self.samples += self.last_report.samples
+        self.language_steps += "language" in self.last_report.losses
+        self._revision += 1
+
+    def correct_pose(self, keyframe_id: int, T_world_camera: np.ndarray) -> bool:
+        """Move a keyframe's rays to a corrected pose; False where it is no longer remembered."""
+        if self.keyframes is None or self.replay is None:
+            return False
+        keyframe = self.keyframes.replace_pose(keyframe_id, T_world_camera)
+        if keyframe is not None:
+            self.replay.set_pose(keyframe.slot, T_world_camera)
+        return keyframe is not None
+
+    def snapshot(self) -> Snapshot:
+        """An immutable copy for readers."""
+        return take(
+            self.points, self.field, stamp_s=self.stamp_s, frames=self.counts["frames"], step=self.steps,
+            language=self.language_steps > 0,
+        )  # fmt: skip
+
+    def status(self) -> MappingStatus:
+        """Counters; reading the losses waits for the device."""
+        report = self.last_report
+        return MappingStatus(
+            frames=self.counts["frames"],
+            keyframes=len(self.keyframes) if self.keyframes else 0,
+            encoded=self.counts["encoded"],
+            steps=self.steps,
+            samples=self.samples,
+            voxels=len(self.points),
+            losses={k: float(v) for k, v in report.losses.items()} if report else None,
+        )
+
+
+def pick_device(device: str) -> str:
+    """`auto` becomes cuda where there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device

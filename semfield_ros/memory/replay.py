@@ -1,0 +1,263 @@
+"""Replay: a bounded store of ray records and feature measurements, by keyframe slot.
+
+A record is one pixel of one keyframe in CAMERA coordinates (pixel, z-depth, colour, normal); poses live in a table
+beside them, so a pose correction is a table edit (DESIGN idea 6). Each keyframe keeps one random valid pixel of every
+`stride` x `stride` block (a jittered lattice), so that a pixel's surroundings can be looked up: training through a
+receptive window needs them. All tensors of one slot are overwritten when its keyframe is dropped; nothing ever grows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..config import MemoryConfig
+from ..encoders.base import Target, Window
+from ..frame import Frame
+from .surface import depth_normals
+
+
+@dataclass(frozen=True)
+class RayBatch:
+    """R rays with their measurements.
+
+    Attributes:
+        origins, directions: [R, 3] world, directions unnormalised with camera z = 1 (so t is z-depth).
+        norms: [R] metres along the ray per metre of z. depth_m: [R] z-depth. rgb: [R, 3] in [0, 1].
+        incidence: [R] cosine between ray and surface normal (1 where the normal is unknown).
+        slots: [R] int64 keyframe slots.
+    """
+
+    origins: torch.Tensor
+    directions: torch.Tensor
+    norms: torch.Tensor
+    depth_m: torch.Tensor
+    rgb: torch.Tensor
+    incidence: torch.Tensor
+    slots: torch.Tensor
+
+
+@dataclass(frozen=True)
+class PatchBatch:
+    """P feature measurements, each with K surface points sampled from its receptive window.
+
+    Attributes:
+        points: [P, K, 3] world. valid: [P, K] bool. values: [P, D] unit targets. confidence: [P].
+        directions: [P, K, 3] world, z-unit rays of the points (for jitter along the ray).
+    """
+
+    points: torch.Tensor
+    directions: torch.Tensor
+    valid: torch.Tensor
+    values: torch.Tensor
+    confidence: torch.Tensor
+
+
+@dataclass(frozen=True)
+class FeatureShape:
+    """Room for one keyframe's feature measurements: feature length, rows of values, cells of the grid."""
+
+    dim: int
+    rows: int
+    cells: int
+
+    @classmethod
+    def of(cls, target: Target) -> FeatureShape:
+        """Room for targets like this one: a row a cell where it is dense, else 128 rows (masks, labels)."""
+        cells = target.index.size
+        return cls(target.values.shape[1], cells if len(target.values) >= cells else 128, cells)
+
+
+class Replay:
+    """Slots of ray records and feature targets on one device. Not thread-safe: the engine's thread owns it."""
+
+    def __init__(self, config: MemoryConfig, width: int, height: int, features: FeatureShape, device: str):
+        self.config, self.device = config, torch.device(device)
+        self.width, self.height = width, height
+        self.stride = max(1, int(np.ceil(np.sqrt(width * height / config.pixels_per_keyframe))))
+        self.grid_w, self.grid_h = -(-width // self.stride), -(-height // self.stride)
+        self.records = self.grid_w * self.grid_h
+        self.features = features
+        self.bytes_per_slot = self.records * 12 + features.rows * (2 * features.dim + 4) + features.cells * 4 + 96
+        budget = int(config.replay_mb * 2**20 // self.bytes_per_slot)
+        self.capacity = max(1, min(config.max_keyframes, budget))
+        n, r, device_ = self.capacity, self.records, self.device
+        self.pixel = torch.zeros(n, r, dtype=torch.int32, device=device_)
+        self.depth = torch.zeros(n, r, dtype=torch.float32, device=device_)
+        self.rgb = torch.zeros(n, r, 3, dtype=torch.uint8, device=device_)
+        self.incidence = torch.zeros(n, r, dtype=torch.uint8, device=device_)
+        self.camera = torch.ones(n, 4, dtype=torch.float32, device=device_)
+        self.pose = torch.eye(4, dtype=torch.float32, device=device_).repeat(n, 1, 1)
+        self.values = torch.zeros(n, features.rows, features.dim, dtype=torch.float16, device=device_)
+        self.cell_row = torch.full((n, features.cells), -1, dtype=torch.int32, device=device_)
+        self.confidence = torch.zeros(n, features.rows, dtype=torch.float32, device=device_)
+        self.grid_shape = torch.ones(n, 2, dtype=torch.int64, device=device_)
+        self.order: list[int] = []
+        """Occupied slots, oldest first."""
+        self.with_features: list[int] = []
+        self.window: Window | None = None
+        self._kernel_cdf = torch.ones(1, device=device_)
+
+    @property
+    def bytes(self) -> int:
+        """Allocated bytes: fixed at construction."""
+        return self.capacity * self.bytes_per_slot
+
+    def write(self, slot: int, frame: Frame, rng: np.random.Generator) -> None:
+        """Fill a slot with a frame's records. O(pixels)."""
+        height, width, s = self.height, self.width, self.stride
+        if frame.depth_m.shape != (height, width):
+            raise ValueError(f"frame is {frame.depth_m.shape[::-1]}, this replay holds {(width, height)}")
+        # one random pixel per block, second draw where the first has no depth
+        v0, u0 = np.meshgrid(np.arange(self.grid_h) * s, np.arange(self.grid_w) * s, indexing="ij")
+        pixel = np.zeros((self.grid_h, self.grid_w), np.int64)
+        depth = np.zeros((self.grid_h, self.grid_w), np.float32)
+        for _ in range(3 if s > 1 else 1):
+            v = np.minimum(v0 + rng.integers(0, s, v0.shape), height - 1)
+            u = np.minimum(u0 + rng.integers(0, s, u0.shape), width - 1)
+            missing = depth <= 0
+            pixel = np.where(missing, v * width + u, pixel)
+            depth = frame.depth_m.reshape(-1)[pixel]
+        normals = depth_normals(frame.camera, frame.depth_m).reshape(-1, 3)[pixel.reshape(-1)]
+        camera = frame.camera
+        v, u = np.divmod(pixel.reshape(-1), width)
+        rays = np.stack([(u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, np.ones(len(u))], -1)
+        cosine = np.abs((rays * normals).sum(-1)) / np.linalg.norm(rays, axis=-1)
+        known = np.abs(normals).sum(-1) > 0
+        incidence = np.where(known, np.clip(cosine, 0.25, 1), 1.0)
+        self.pixel[slot] = torch.from_numpy(pixel.reshape(-1).astype(np.int32)).to(self.device)
+        self.depth[slot] = torch.from_numpy(depth.reshape(-1)).to(self.device)
+        self.rgb[slot] = torch.from_numpy(frame.rgb.reshape(-1, 3)[pixel.reshape(-1)]).to(self.device)
+        self.incidence[slot] = torch.from_numpy((incidence * 255).astype(np.uint8)).to(self.device)
+        self.camera[slot] = torch.tensor([camera.fx, camera.fy, camera.cx, camera.cy], device=self.device)
+        self.set_pose(slot, frame.T_world_camera)
+        self.cell_row[slot] = -1
+        if slot in self.order:
+            self.order.remove(slot)
+        if slot in self.with_features:
+            self.with_features.remove(slot)
+        self.order.append(slot)
+
+    def write_target(self, slot: int, target: Target) -> None:
+        """Attach feature measurements to a filled slot. Surplus rows (more than the budget) are subsampled evenly."""
+        index = target.index
+        if index.size > self.features.cells:
+            keep = int(np.ceil(np.sqrt(index.size / self.features.cells)))
+            index = index[keep // 2 :: keep, keep // 2 :: keep]
+        rows, index_flat = np.unique(index, return_inverse=True)
+        shift = 1 if len(rows) and rows[0] < 0 else 0
+        rows = rows[shift:][: self.features.rows]
+        flat = index_flat.reshape(-1) - shift
+        flat = np.where(flat < len(rows), flat, -1).astype(np.int32)
+        self.values[slot, : len(rows)] = torch.from_numpy(target.values[rows].astype(np.float16)).to(self.device)
+        self.confidence[slot, : len(rows)] = torch.from_numpy(target.confidence[rows]).to(self.device)
+        self.cell_row[slot] = -1
+        self.cell_row[slot, : flat.size] = torch.from_numpy(flat).to(self.device)
+        self.grid_shape[slot] = torch.tensor(index.shape, device=self.device)
+        self._use_window(target.window)
+        if (flat >= 0).any() and slot not in self.with_features:
+            self.with_features.append(slot)
+
+    def set_pose(self, slot: int, T_world_camera: np.ndarray) -> None:
+        """Correct a keyframe's pose: its rays move with it."""
+        self.pose[slot] = torch.from_numpy(np.asarray(T_world_camera, np.float32)).to(self.device)
+
+    _TENSORS = ("pixel", "depth", "rgb", "incidence", "camera", "pose", "values", "cell_row", "confidence", "grid_shape")
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The occupied slots, for a checkpoint."""
+        slots = torch.tensor(self.order, dtype=torch.int64, device=self.device)
+        return {name: getattr(self, name)[slots] for name in self._TENSORS}
+
+    def load(
+        self, state: dict[str, torch.Tensor], order: list[int], with_features: list[int], window: Window | None
+    ) -> None:
+        """Fill the slots `order` from a `state()`."""
+        slots = torch.tensor(order, dtype=torch.int64, device=self.device)
+        for name in self._TENSORS:
+            getattr(self, name)[slots] = state[name].to(self.device)
+        self.order, self.with_features = list(order), list(with_features)
+        if window is not None:
+            self._use_window(window)
+
+    def _use_window(self, window: Window) -> None:
+        if window is not self.window:
+            self.window = window
+            cdf = torch.from_numpy(np.cumsum(window.kernel.reshape(-1), dtype=np.float64).astype(np.float32))
+            self._kernel_cdf = (cdf / cdf[-1]).to(self.device)
+
+    def _pick_slots(self, candidates: list[int], n: int, recent_fraction: float, generator) -> torch.Tensor:
+        """Slots [n]: `recent_fraction` from the newest eighth, the rest from all."""
+        table = torch.tensor(candidates, device=self.device)
+        recent = max(1, len(candidates) // 8)
+        pick = torch.randint(len(candidates), (n,), generator=generator, device=self.device)
+        cut = int(n * recent_fraction) if len(candidates) > 8 else 0
+        pick[:cut] = len(candidates) - 1 - pick[:cut] % recent
+        return table[pick]
+
+    def rays(self, n: int, recent_fraction: float, generator: torch.Generator) -> RayBatch:
+        """A random batch of at most n rays (records without depth fall out)."""
+        slots = self._pick_slots(self.order, n, recent_fraction, generator)
+        record = torch.randint(self.records, (n,), generator=generator, device=self.device)
+        depth = self.depth[slots, record]
+        keep = torch.nonzero(depth > 0).squeeze(1)
+        slots, record, depth = slots[keep], record[keep], depth[keep]
+        origins, directions, norms = self._world_rays(slots, self.pixel[slots, record])
+        return RayBatch(
+            origins, directions, norms, depth,
+            self.rgb[slots, record].float() / 255,
+            self.incidence[slots, record].float() / 255,
+            slots,
+        )
+
+    def _world_rays(self, slots: torch.Tensor, pixel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        v = torch.div(pixel, self.width, rounding_mode="floor")
+        u = pixel - v * self.width
+        camera, pose = self.camera[slots], self.pose[slots]
+        x, y = (u - camera[:, 2]) / camera[:, 0], (v - camera[:, 3]) / camera[:, 1]
+        local = torch.stack([x, y, torch.ones_like(x)], -1)
+        directions = (pose[:, :3, :3] @ local[..., None]).squeeze(-1)
+        return pose[:, :3, 3], directions, local.norm(dim=-1)
+
+    def patches(
+        self, n: int, window_rays: int, through_window: bool, recent_fraction: float, generator: torch.Generator
+    ) -> PatchBatch | None:
+        """A random batch of at most n feature measurements with `window_rays` surface points each, None if there are
+        no measurements yet. With `through_window` False every point lies at the measurement's centre."""
+        if not self.with_features or self.window is None:
+            return None
+        device, k = self.device, window_rays
+        slots = self._pick_slots(self.with_features, n, recent_fraction, generator)
+        shape = self.grid_shape[slots]
+        cell = (torch.rand(n, generator=generator, device=device) * (shape[:, 0] * shape[:, 1])).long()
+        row = self.cell_row[slots, cell]
+        keep = torch.nonzero(row >= 0).squeeze(1)
+        slots, shape, cell, row = slots[keep], shape[keep], cell[keep], row[keep].long()
+        i, j = torch.div(cell, shape[:, 1], rounding_mode="floor"), cell % shape[:, 1]
+        cell_w, cell_h = self.width / shape[:, 1], self.height / shape[:, 0]
+        centre_u = (j + 0.5) * cell_w - 0.5
+        centre_v = (i + 0.5) * cell_h - 0.5
+        p = len(slots)
+        jitter = torch.rand(2, p, k, generator=generator, device=device) - 0.5
+        if through_window and self.window.pitch_px > 0:
+            edge = self.window.kernel.shape[0]
+            draw = torch.rand(p, k, generator=generator, device=device)
+            at = torch.searchsorted(self._kernel_cdf, draw).clamp_max(edge * edge - 1)
+            dv = (torch.div(at, edge, rounding_mode="floor") - edge // 2 + jitter[0]) * self.window.pitch_px
+            du = (at % edge - edge // 2 + jitter[1]) * self.window.pitch_px
+        else:
+            dv, du = jitter[0] * cell_h[:, None], jitter[1] * cell_w[:, None]
+        u = (centre_u[:, None] + du).round().long()
+        v = (centre_v[:, None] + dv).round().long()
+        inside = (u >= 0) & (v >= 0) & (u < self.width) & (v < self.height)
+        record = (v.clamp(0, self.height - 1) // self.stride) * self.grid_w + u.clamp(0, self.width - 1) // self.stride
+        slot_k = slots[:, None].expand(-1, k)
+        depth = self.depth[slot_k, record]
+        origins, directions, _ = self._world_rays(slot_k.reshape(-1), self.pixel[slot_k, record].reshape(-1))
+        points = origins + directions * depth.reshape(-1, 1)
+        return PatchBatch(
+            points.view(p, k, 3), directions.view(p, k, 3), inside & (depth > 0),
+            self.values[slots, row].float(), self.confidence[slots, row],
+        )

@@ -1,0 +1,172 @@
+"""Scores of prompts over points, from the field, from the point map, or from whichever knows better.
+
+The field's cosines are computed in factored form: with feature f = W h + b and unit text t,
+cos(t, f) = ((W^T t) . h + t . b) / sqrt(h^T (W^T W) h + 2 (W^T b) . h + b . b),
+so no D-dimensional vector is ever formed: N points and Q prompts cost O(N (H^2 + H Q)) whatever D is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ..errors import QueryError
+from ..field.model import Field
+from ..field.render import render
+from ..field.snapshot import Snapshot
+from ..geometry import Camera, image_directions
+from .prompt import EncodedPrompts
+from .relevancy import best_synonym, pairwise_relevancy
+
+MAX_POINTS = 20_000_000
+Source = Literal["auto", "field", "points"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """N points against Q prompts.
+
+    Attributes:
+        cosine, relevancy: [N, Q] float32. seen: [N] bool, False = nothing is known there (scores are then 0).
+        from_field: [N] bool, which map answered.
+    """
+
+    cosine: np.ndarray
+    relevancy: np.ndarray
+    seen: np.ndarray
+    from_field: np.ndarray
+
+
+@torch.no_grad()
+def field_cosines(field: Field, points: np.ndarray, texts: np.ndarray, chunk: int = 131072) -> np.ndarray:
+    """Cosines [N, T] float32 of the field's features at points [N, 3] with unit texts [T, D]; any chunk size agrees."""
+    head = field.head("language")
+    device = head.last.weight.device
+    weight, bias = head.last.weight, head.last.bias
+    t = torch.from_numpy(np.ascontiguousarray(texts, np.float32)).to(device)
+    if t.shape[1] != weight.shape[0]:
+        raise QueryError(f"texts have {t.shape[1]} dimensions, the map's features {weight.shape[0]}: another encoder")
+    projected, offset = weight.T @ t.T, t @ bias
+    gram, cross, constant = weight.T @ weight, 2 * (weight.T @ bias), bias @ bias
+    out = np.empty((len(points), len(t)), np.float32)
+    for start in range(0, len(points), chunk):
+        x = torch.from_numpy(np.ascontiguousarray(points[start : start + chunk], np.float32)).to(device)
+        h = head.hidden(field.encode(head.config.grid, x), None)
+        square = ((h @ gram) * h).sum(-1) + h @ cross + constant
+        cosine = (h @ projected + offset) / square.clamp_min(1e-12).sqrt()[:, None]
+        out[start : start + chunk] = cosine.cpu().numpy()
+    return out
+
+
+@torch.no_grad()
+def map_cosines(features: np.ndarray, texts: np.ndarray, chunk: int = 32768) -> np.ndarray:
+    """Cosines [N, T] of feature rows [N, D] (any length, float16 or float32; zero rows give 0) with unit texts [T, D]."""
+    if texts.shape[1] != features.shape[1]:
+        raise QueryError(f"texts have {texts.shape[1]} dimensions, the map's features {features.shape[1]}")
+    t = torch.from_numpy(np.ascontiguousarray(texts.T, np.float32))
+    out = np.empty((len(features), t.shape[1]), np.float32)
+    for start in range(0, len(features), chunk):
+        f = torch.from_numpy(features[start : start + chunk]).float()
+        norm = f.norm(dim=1, keepdim=True)
+        out[start : start + chunk] = torch.where(norm > 1e-6, (f @ t) / norm.clamp_min(1e-6), 0.0).numpy()
+    return out
+
+
+def _checked(points: np.ndarray) -> np.ndarray:
+    points = np.asarray(points)
+    if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind not in "fiu":
+        raise QueryError(f"points are {points.dtype} of shape {points.shape}; expected numbers of shape [N, 3]")
+    if len(points) > MAX_POINTS:
+        raise QueryError(f"{len(points)} points; allowed: {MAX_POINTS}; ask in parts")
+    return points.astype(np.float32)
+
+
+def score_points(
+    snapshot: Snapshot,
+    texts: EncodedPrompts,
+    points: np.ndarray | None = None,
+    *,
+    source: Source = "auto",
+    temperature: float = 10.0,
+) -> Scores:
+    """Score prompts at points [N, 3] in global_frame (default: the point map's own voxels).
+
+    `auto` takes the field where it is trained and seen, the point map elsewhere. Non-finite points are unseen.
+    """
+    if source not in ("auto", "field", "points"):
+        raise QueryError(f"source is {source!r}; allowed: auto, field, points")
+    if points is None:
+        points, rows = snapshot.cloud.points, np.arange(len(snapshot.cloud))
+    else:
+        points = _checked(points)
+        finite = np.isfinite(points).all(1)
+        rows = np.full(len(points), -1)
+        rows[finite] = snapshot.find(points[finite])
+    vectors = np.concatenate([texts.positives, texts.negatives])
+    n, known = len(points), rows >= 0
+    measured = np.zeros(n, bool)
+    measured[known] = snapshot.measured[rows[known]]
+    use_field = np.zeros(n, bool)
+    if source == "field":
+        if snapshot.field is None or not snapshot.language:
+            raise QueryError("the field has not learnt features yet; ask the point map (source='points') or wait")
+        use_field = known & measured
+    elif source == "auto":
+        use_field[known] = snapshot.trusted[rows[known]]
+    cosine = np.zeros((n, len(vectors)), np.float32)
+    if use_field.any():
+        assert snapshot.field is not None
+        cosine[use_field] = field_cosines(snapshot.field, points[use_field], vectors)
+    use_map = measured & ~use_field
+    if use_map.any():
+        cosine[use_map] = map_cosines(snapshot.features[rows[use_map]], vectors)
+    positive, negative = cosine[:, : len(texts.positives)], cosine[:, len(texts.positives) :]
+    count = len(texts.prompts)
+    if negative.shape[1]:
+        relevancy = best_synonym(pairwise_relevancy(positive, negative, temperature), texts.owner, count)
+        relevancy = np.where(measured[:, None], relevancy, 0.0).astype(np.float32)
+    else:
+        relevancy = np.full((n, count), np.nan, np.float32)
+    return Scores(best_synonym(positive, texts.owner, count), relevancy, measured, use_field)
+
+
+@dataclass(frozen=True)
+class ViewScores:
+    """A rendered view: [H, W] depth in metres (0 = nothing) and [H, W, Q] relevancy and seen mask [H, W]."""
+
+    depth_m: np.ndarray
+    relevancy: np.ndarray
+    seen: np.ndarray
+
+
+def score_view(
+    snapshot: Snapshot,
+    texts: EncodedPrompts,
+    camera: Camera,
+    T_world_camera: np.ndarray,
+    *,
+    depth_m: np.ndarray | None = None,
+    source: Source = "auto",
+    temperature: float = 10.0,
+) -> ViewScores:
+    """Relevancy seen from a camera: depth is rendered from the field unless an image of it is given."""
+    directions = image_directions(camera).reshape(-1, 3) @ T_world_camera[:3, :3].T.astype(np.float32)
+    origin = T_world_camera[:3, 3].astype(np.float32)
+    if depth_m is None:
+        if snapshot.field is None:
+            raise QueryError("there is no field to render yet; feed frames first")
+        device = next(snapshot.field.parameters()).device
+        rays = torch.from_numpy(np.ascontiguousarray(directions)).to(device)
+        rendering = render(snapshot.field, torch.from_numpy(origin).to(device).expand_as(rays), rays)
+        depth_m = rendering.depth.cpu().numpy().reshape(camera.height, camera.width)
+    hit = np.flatnonzero(depth_m.reshape(-1) > 0)
+    points = origin + directions[hit] * depth_m.reshape(-1)[hit, None]
+    scores = score_points(snapshot, texts, points, source=source, temperature=temperature)
+    relevancy = np.zeros((camera.height * camera.width, len(texts.prompts)), np.float32)
+    seen = np.zeros(camera.height * camera.width, bool)
+    relevancy[hit], seen[hit] = scores.relevancy, scores.seen
+    shape = (camera.height, camera.width)
+    return ViewScores(depth_m, relevancy.reshape(*shape, -1), seen.reshape(shape))

@@ -1,0 +1,124 @@
+"""Where frames come from: a recording on disk in one of the known layouts, or the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from ..config import FrameConfig
+from ..errors import ConfigError, SourceError
+from ..frame import Frame
+from .recording import Recording, fitted
+
+__all__ = ["Source", "open_source"]
+
+_LAYOUTS = ("seven_scenes", "tum", "nerfstudio")
+
+
+class Source(Protocol):
+    """A finite stream of valid frames in the order of their stamps; iterating again starts again.
+
+    Attributes:
+        name: what to call it in titles and file names. rate_hz: nominal frames a second.
+
+    `len` is the number of frames at most: unusable ones are left out. Sources over recordings have a `gate`
+    (FrameGate) that counts those; sources that know the truth have `class_names`, by semantic id.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rate_hz(self) -> float: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Frame]: ...
+
+
+def open_source(
+    uri: str | Path,
+    *,
+    width: int | None = None,
+    height: int | None = None,
+    stride: int = 1,
+    start: int = 0,
+    limit: int | None = None,
+    frame_config: FrameConfig | None = None,
+) -> Source:
+    """The source `uri` names: "simulator", "simulator:SEED", or a directory in a known layout.
+
+    Args:
+        width, height: size of the frames in pixels; one alone keeps the aspect ratio, none the source's own.
+        start, stride, limit: use every `stride`-th frame from `start` on, at most `limit` of them.
+        frame_config: what makes a frame of a recording valid.
+
+    Raises:
+        SourceError: there is no such source, its layout is not known, or it is malformed or empty.
+        ConfigError: an argument is out of range.
+    """
+    arguments = {"width": width, "height": height, "stride": stride, "start": start, "limit": limit}
+    for (name, value), least in zip(arguments.items(), (8, 8, 1, 0, 1)):
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value!r}; allowed: {least} or more")
+    if str(uri).split(":")[0] == "simulator":
+        return _Excerpt.of(_simulator(str(uri), width, height), start, stride, limit)
+    directory = Path(uri).expanduser()
+    if not directory.is_dir():
+        raise SourceError(f"source {str(uri)!r} is no directory; allowed: simulator, simulator:SEED, or a directory")
+    layouts = [import_module(f"{__name__}.{name}") for name in _LAYOUTS]
+    for layout in layouts:
+        if layout.recognises(directory):
+            shots = layout.shots(directory)
+            chosen = shots[start::stride][:limit]
+            if not chosen:
+                raise SourceError(f"{directory} holds {len(shots)} frames; none is left from frame {start} on")
+            return Recording(
+                directory.resolve().name, chosen, width=width, height=height, frame_config=frame_config
+            )
+    known = "\n".join(f"  - {layout.LAYOUT}" for layout in layouts)
+    raise SourceError(f"{directory} has none of the known layouts. Looked for:\n{known}")
+
+
+def _simulator(uri: str, width: int | None, height: int | None) -> Source:
+    _, colon, seed = uri.partition(":")
+    if colon and not seed.isdecimal():
+        raise SourceError(f"source {uri!r} has seed {seed!r}; allowed: simulator or simulator:SEED with a number >= 0")
+    try:
+        from .simulator import Simulator, SimulatorConfig
+
+        default = SimulatorConfig()
+        width, height = fitted(default.width, default.height, width, height)
+        source: Source = Simulator(replace(default, seed=int(seed or default.seed), width=width, height=height))
+    except ModuleNotFoundError as error:
+        if error.name != "mujoco":
+            raise
+        raise SourceError("the simulator needs MuJoCo: pip install 'semfield_ros[sim]'") from error
+    return source
+
+
+class _Excerpt:
+    """Every `stride`-th frame of a source from `start` on; everything else is the source's own."""
+
+    def __init__(self, source: Source, frames: range):
+        self._source, self._frames = source, frames
+        self.name, self.rate_hz = source.name, source.rate_hz / frames.step
+
+    @classmethod
+    def of(cls, source: Source, start: int, stride: int, limit: int | None) -> Source:
+        """The excerpt, or the source itself where nothing is left out."""
+        frames = range(len(source))[start::stride][:limit]
+        return source if frames == range(len(source)) else cls(source, frames)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return islice(iter(self._source), self._frames.start, self._frames.stop, self._frames.step)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._source, name)
