@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,25 +14,14 @@ from rich.logging import RichHandler
 from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .config import FrameConfig, MemoryConfig, SemfieldConfig
+from .config import SemfieldConfig, demo_config
 from .config_io import from_yaml
 from .errors import ConfigError, SemfieldError
 
 console = Console(stderr=True)
 
-DEMO_PROMPTS = ("mug", "bottle", "something red", "book", "banana", "wine glass")
-
 Queries = Annotated[tuple[str, ...], UseAppendAction, arg(aliases=["-q"], metavar="TEXT")]
 Settings = Annotated[SemfieldConfig, arg(name="")]
-
-
-def demo_config(base: SemfieldConfig | None = None) -> SemfieldConfig:
-    """Settings for a table top an arm's length away: centimetre voxels, nothing beyond 1.6 m."""
-    return replace(
-        base or SemfieldConfig(),
-        frame=FrameConfig(max_depth_m=1.6),
-        memory=MemoryConfig(voxel_size_m=0.01, min_translation_m=0.06, min_rotation_deg=6.0),
-    )
 
 
 def demo(
@@ -133,6 +121,7 @@ def run(
 def _session(stream, config: SemfieldConfig, prompts: list[str], rate: float | None, train_s: float, out: Path, title):
     """Feed a stream with a progress display, answer, write files; returns engine (stopped), snapshot and answer."""
     from .engine import Engine
+    from .benchmarks.report import peak_rss_mb
     from .progress import LiveProgress
     from .results import write_results
     from .session import feed
@@ -154,24 +143,16 @@ def _session(stream, config: SemfieldConfig, prompts: list[str], rate: float | N
         live.say("asking and writing")
         answer = engine.query(prompts) if prompts else None
         if answer is not None:
-            files = write_results(out, engine, session.last, answer, prompts, title)
+            files = write_results(out, engine, session, answer, prompts, title)
         else:
             files = [engine.save(out / "map", overwrite=True)]
     dropped = playback.dropped + engine.status().dropped.get("queue_full", 0)
     console.print(
         f"{session.frames} frames in {session.mapping_s:.1f} s ({dropped} dropped as late), "
-        f"{snapshot.step} steps, {len(snapshot.cloud)} voxels, peak memory {peak_memory_mb():.0f} MB"
+        f"{snapshot.step} steps, {len(snapshot.cloud)} voxels, peak memory {peak_rss_mb():.0f} MB"
     )
     console.print("wrote " + ", ".join(str(f) for f in files), soft_wrap=True)
     return engine, snapshot, answer
-
-
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1024 if sys.platform != "darwin" else peak / 2**20
 
 
 def query(
@@ -231,7 +212,7 @@ def export(map: Positional[Path], out: Positional[Path], overwrite: bool = False
 
 
 def bench(
-    what: Positional[Literal["online"]],
+    what: Positional[Literal["online", "geometry"]],
     source: str = "simulator",
     json: bool = False,
     seeds: int = 6,
@@ -242,15 +223,18 @@ def bench(
 
     Args:
         what: online = a stream mapped and asked; field beside point map (the voxel average).
+            geometry = signed distance beside density, learnt from the same depth.
         source: simulator, or a 7-Scenes folder with objects.json (held-out depth, colour and labelled boxes).
         json: end with one line of JSON.
         seeds: simulator scenes, from seed 0.
         train_s: seconds of training.
         text_table: for a folder: the text vectors of the `precomputed` encoder.
     """
-    from .benchmarks.online import run as online
+    from .benchmarks import geometry, online
 
-    return online(source, console=Console(), as_json=json, seeds=seeds, train_s=train_s, text_table=text_table)
+    if what == "geometry":
+        return geometry.run(source, console=Console(), as_json=json, train_s=train_s)
+    return online.run(source, console=Console(), as_json=json, seeds=seeds, train_s=train_s, text_table=text_table)
 
 
 COMMANDS: dict[str, Callable[..., int]] = {

@@ -270,3 +270,11 @@ class SemfieldConfig:
     objects: ObjectConfig = nested(default_factory=ObjectConfig)
     gripper: GripperConfig = nested(default_factory=GripperConfig)
     engine: EngineConfig = nested(default_factory=EngineConfig)
+
+
+def demo_config() -> SemfieldConfig:
+    """Settings for a table top an arm's length away: centimetre voxels, nothing beyond 1.6 m."""
+    return SemfieldConfig(
+        frame=FrameConfig(max_depth_m=1.6),
+        memory=MemoryConfig(voxel_size_m=0.01, min_translation_m=0.06, min_rotation_deg=6.0),
+    )

@@ -102,11 +102,9 @@ def _inline(value: Any) -> str:
     """A scalar or tuple on one line."""
     if isinstance(value, tuple):
         return "[" + ", ".join(_inline(item) for item in value) + "]"
-    # Inside a list, because what needs no quotes outside may need them there.
-    line = yaml.safe_dump([value], default_flow_style=True, width=math.inf).strip()[1:-1]
-    if "\n" in line:
-        line = yaml.safe_dump([value], default_flow_style=True, default_style='"', width=math.inf).strip()[1:-1]
-    return line
+    # What needs no quotes by itself may need them in a list (PyYAML writes [?], and cannot read it): plain words only.
+    quote = isinstance(value, str) and not re.fullmatch(r"[A-Za-z][\w./-]*", value, re.ASCII)
+    return yaml.safe_dump([value], default_flow_style=True, default_style='"' if quote else None, width=math.inf)[1:-2]
 
 
 def _replaced(base: T, data: Any, where: str) -> T:

@@ -35,12 +35,24 @@ def language_head(dim: int) -> HeadConfig:
     return HeadConfig("language", dim, grid="feature", layers=1, late_linear=True, loss="cosine_sqrt")
 
 
-def workspace_of(frame: Frame) -> Workspace:
-    """A cube around what the first frame sees: its 5-95% box grown by half, as one view shows about half a scene."""
-    points, _ = back_project(frame.camera, frame.T_world_camera, frame.depth_m)
-    low, high = np.percentile(points[:: max(1, len(points) // 5000)], [5, 95], axis=0)
+MAX_EXTENT_M = 12.0
+_OUTSIDE = 0.15
+
+
+def workspace_around(points: np.ndarray, margin: float) -> Workspace:
+    """A cube around the middle 96% of points [N, 3], `margin` times as large, at most MAX_EXTENT_M."""
+    low, high = np.percentile(points[:: max(1, len(points) // 20000)], [2, 98], axis=0)
     centre = (low + high) / 2
-    return Workspace((float(centre[0]), float(centre[1]), float(centre[2])), float(1.5 * (high - low).max()))
+    extent_m = min(MAX_EXTENT_M, max(0.2, float(margin * (high - low).max())))
+    return Workspace((float(centre[0]), float(centre[1]), float(centre[2])), extent_m)
+
+
+def outgrown(workspace: Workspace, points: np.ndarray) -> bool:
+    """Whether so much of a map lies outside its workspace that a larger one is worth starting the field again."""
+    if workspace.extent_m >= MAX_EXTENT_M:
+        return False
+    offset = np.abs(points - np.array(workspace.centre_m, np.float32)).max(1)
+    return float((offset > workspace.extent_m / 2).mean()) > _OUTSIDE
 
 
 @dataclass
@@ -94,7 +106,9 @@ class Mapping:
         if config.centre_m is not None and config.extent_m is not None:
             workspace = Workspace(config.centre_m, config.extent_m)
         else:
-            workspace = workspace_of(frame)
+            points, _ = back_project(frame.camera, frame.T_world_camera, frame.depth_m)
+            # one view shows about half a scene
+            workspace = workspace_around(points, 1.5)
         self.make_field(workspace)
         log.info(
             "budgets: %d keyframes in %.0f MB of replay, %d voxels in %.0f MB; workspace %.2f m at %s",
@@ -125,8 +139,28 @@ class Mapping:
         self.replay.write(keyframe.slot, frame, self.rng)
         fusion = self.points.fuse(frame, self.steps)
         self.counts.update(keyframes=1, voxels_removed=fusion.removed)
+        self._follow_scene()
         self._revision += 1
         return keyframe
+
+    def _follow_scene(self) -> None:
+        """Start the field again in a larger workspace when the scene has outgrown it; replay teaches it anew.
+
+        The extent grows by a fifth at least, so this happens a few times in a map's life. O(voxels).
+        """
+        assert self.field is not None
+        cloud = self.points.points[self.points.rows]
+        if self.config.field.extent_m is not None or not outgrown(self.field.workspace, cloud):
+            return
+        workspace = workspace_around(cloud, 1.2)
+        if workspace.extent_m < 1.2 * self.field.workspace.extent_m:
+            workspace = Workspace(workspace.centre_m, min(MAX_EXTENT_M, 1.2 * self.field.workspace.extent_m))
+        log.info("the scene outgrew its workspace; now %.2f m at %s", workspace.extent_m,
+                 np.round(workspace.centre_m, 2).tolist())  # fmt: skip
+        self.make_field(workspace)
+        self.points.created_step[:] = 0
+        self.language_steps = 0
+        self.counts["workspaces"] += 1
 
     def add_features(self, keyframe: Keyframe, frame: Frame, target: Target) -> None:
         """Attach a keyframe's feature measurements; ignored when it was dropped meanwhile."""

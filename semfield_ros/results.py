@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from .export import objects_json, write_file, write_json, write_ply
 from .field.render import render
 from .field.snapshot import Snapshot
 from .frame import Frame
-from .geometry import image_directions
+from .geometry import image_directions, visible
 from .query.scores import score_points
+from .session import Session
 from .viewer import contact_sheet, depth_image, draw_boxes, overlay, pca_colours
 
 
@@ -44,6 +46,21 @@ def render_view(snapshot: Snapshot, frame: Frame, far_m: float) -> View:
     rgb = (out.outputs["rgb"].clamp(0, 1) * 255).round().byte().cpu().numpy().reshape(*shape, 3)
     depth_m = out.depth.cpu().numpy().reshape(shape)
     return View(depth_m, rgb, out.outputs["language"].cpu().numpy().reshape(*shape, -1))
+
+
+def best_view(frames: Sequence[Frame], answer: Answer) -> Frame:
+    """The frame that sees most of the found objects, each counted by the share of its points in view."""
+
+    def seen(frame: Frame) -> float:
+        total = 0.0
+        for thing in answer.objects:
+            mask, _ = visible(
+                frame.camera, frame.T_world_camera, frame.depth_m, thing.cloud.points, tolerance_m=0.03, border_px=8
+            )
+            total += float(mask.mean())
+        return total
+
+    return max(frames, key=seen)
 
 
 def slug(text: str) -> str:
@@ -130,13 +147,14 @@ def write_answer(directory: Path, answer: Answer, gripper: GripperConfig) -> lis
 
 
 def write_results(
-    directory: Path, engine: Engine, frame: Frame | None, answer: Answer, prompts: list[str], title: str
+    directory: Path, engine: Engine, session: Session, answer: Answer, prompts: list[str], title: str
 ) -> list[Path]:
     """An answer's files, the saved map, and the contact sheet; returns what was written."""
     snapshot = engine.snapshot(fresh=True)
     written = write_answer(directory, answer, engine.config.gripper)
     written.append(engine.save(directory / "map", overwrite=True))
-    if frame is not None and snapshot.field is not None:
+    if session.views and snapshot.field is not None:
+        frame = best_view(session.views, answer)
         status = engine.status().mapping
         footer = (
             f"{snapshot.frames} frames, {status.keyframes} keyframes, {snapshot.step} training steps, "

@@ -27,14 +27,22 @@ class Progress:
 
 @dataclass
 class Session:
-    """What was fed: the last frame, when the first one was handed over (perf_counter), seconds of each phase."""
+    """What was fed: a few frames spread over it, when it began (perf_counter), seconds of each phase."""
 
-    last: Frame | None = None
+    views: list[Frame] = field(default_factory=list)
     frames: int = 0
     started_s: float = 0.0
     mapping_s: float = 0.0
     training_s: float = 0.0
-    notes: list[str] = field(default_factory=list)
+
+    def remember(self, frame: Frame, keep: int = 24) -> None:
+        """Keep at most `keep` frames, evenly spread over the session so far: every 2^k-th of them."""
+        if self.frames % self._every == 0:
+            self.views.append(frame)
+            if len(self.views) > keep:
+                self.views, self._every = self.views[::2], self._every * 2
+
+    _every: int = 1
 
 
 class _Rate:
@@ -81,7 +89,8 @@ def feed(
 
     for frame in frames:
         engine.submit(frame, block=not live)
-        session.last, session.frames = frame, session.frames + 1
+        session.remember(frame)
+        session.frames += 1
         tell("mapping")
     while not engine.drain(timeout_s=0.1):
         tell("mapping")

@@ -299,8 +299,9 @@ def test_depth_guided_samples_lie_where_they_should():
 
 def test_the_true_distance_of_a_plane_has_no_loss():
     """Also where rays graze it: the distance is measured at right angles to the surface, not along the ray."""
-    frame = frame_at(look_at([0.9, 0.0, 0.45], [0.0, 0.0, 0.0]), blocks=())
-    replay = Replay(SMALL.memory, CAMERA.width, CAMERA.height, FeatureShape(STUB.dim, 1, 1), "cpu")
+    fine = CAMERA.resized(320, 240)
+    frame = frame_at(look_at([0.6, 0.0, 0.6], [0.0, 0.0, 0.0]), blocks=(), camera=fine)
+    replay = Replay(SMALL.memory, fine.width, fine.height, FeatureShape(STUB.dim, 1, 1), "cpu")
     replay.write(0, frame, np.random.default_rng(0))
     field = Analytic(lambda p: p[:, 2])
     trainer = Trainer(field, SMALL.train)

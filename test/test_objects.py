@@ -70,6 +70,15 @@ def test_what_lies_on_the_table_is_an_object_though_it_is_as_flat(spacing):
     np.testing.assert_allclose(objects[0].box.half_extents, [0.125, 0.1, 0], atol=spacing)
 
 
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_a_book_that_is_a_support_itself_is_not_glued_to_its_halo(spacing):
+    book, top = box([0, 0, 0.015], [0.3, 0.22, 0.03], spacing), wood(spacing)[0]
+    halo = np.where((np.abs(top[0]) < [0.2, 0.16, 1]).all(axis=1), 0.64, 0.4)
+    objects = search((book, RED, 0.7), (top, WOOD, halo))
+    assert len(objects) == 1 and objects[0].n_points == pytest.approx(len(book[0]), rel=0.1)
+    assert objects[0].cloud.points[:, 2].min() > 0.001
+
+
 def test_the_table_itself_can_be_asked_for():
     objects = search((mug(), WHITE, 0.3), wood(0.01, 0.7))
     assert len(objects) == 1 and objects[0].n_points == len(wood()[0][0])

@@ -37,10 +37,12 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--crops", type=int, default=8, help="render: crops per scene")
     top.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="render: processes")
     top.add_argument("--minutes", type=float, default=75.0, help="train: wall-clock time")
-    top.add_argument("--batch", type=int, default=48, help="train: crops per step")
+    top.add_argument("--batch", type=int, default=48, help="train: crops per step and worker")
     top.add_argument("--rate", type=float, default=2e-3, help="train: peak learning rate")
     top.add_argument("--seed", type=int, default=1, help="train: order, augmentation, initial weights")
     top.add_argument("--resume", type=Path, default=None, help="train: start from these weights")
+    top.add_argument("--save-minutes", type=float, default=5.0, help="train: time between saved weights")
+    top.add_argument("--workers", type=int, default=2, help="train: processes of one thread that share every step")
     top.add_argument("--threads", type=int, default=2, help="threads of torch")
     top.add_argument("--views", type=int, default=12, help="evaluate, window: views per scene")
     top.add_argument("--eval-scenes", type=int, default=24, help="evaluate: scenes (at most 60)")
@@ -63,17 +65,13 @@ def render(a: argparse.Namespace) -> None:
 
 def train(a: argparse.Namespace) -> None:
     """See tiny_train.train."""
+    from tiny_train import TrainSettings
     from tiny_train import train as run
 
     run(
-        a.data,
-        a.weights,
-        minutes=a.minutes,
-        batch=a.batch,
-        peak_rate=a.rate,
-        seed=a.seed,
-        resume=a.resume,
-        save_minutes=5,
+        TrainSettings(
+            a.data, a.weights, a.minutes, a.batch, a.rate, a.seed, a.resume, a.save_minutes, workers=a.workers
+        )
     )
 
 

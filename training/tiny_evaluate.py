@@ -180,8 +180,9 @@ def decisions(scenes: list[SceneFeatures], encode: Callable[[list[str]], np.ndar
 def thresholds(figures: dict[str, np.ndarray]) -> tuple[float, float]:
     """no_match: least balanced error of deciding presence. high: what most voxels of right objects reach."""
     candidates = np.linspace(0.3, 0.95, 261)
-    balanced = [(figures["present"] >= t).mean() + (figures["absent"] < t).mean() for t in candidates]
-    no_match = float(candidates[int(np.argmax(balanced))])
+    balanced = np.array([(figures["present"] >= t).mean() + (figures["absent"] < t).mean() for t in candidates])
+    # Of thresholds that decide equally well the lowest leaves most of an object above it.
+    no_match = float(candidates[np.flatnonzero(balanced >= balanced.max() - 0.01)[0]])
     high = float(np.clip(np.quantile(figures["matching"], 0.35), no_match + 0.01, 0.97))
     return round(no_match, 4), round(high, 4)
 
@@ -286,6 +287,7 @@ def report(
         "absent refused": float((found["absent"] < no_match).mean()),
         "best voxel on the right object": float(found["localised"].mean()),
         "median relevancy present": float(np.median(found["present"])),
+        "right voxels above no_match": float((found["matching"] >= no_match).mean()),
         "median relevancy absent": float(np.median(found["absent"])),
         "objects": sum(len(s.present) for s in scenes),
         "views": views,

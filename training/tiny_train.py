@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tiny_captions import Captions, CaptionSampler
 from tiny_data import IGNORE, load_shards
+from torch import distributed
 from torch.nn import functional
 
 from semfield_ros.encoders.tiny import dense_features, load_weights, new_model, new_tokenizer, normalised_images
@@ -172,94 +175,145 @@ def words_of(tokenizer: object) -> list[str]:
     return [w[:-4] for w in encoder if w.endswith("</w>") and w[:-4].isascii() and w[:-4].isalpha() and len(w) > 6]
 
 
-def train(
-    data: Path,
-    out: Path,
-    *,
-    minutes: float,
-    batch: int,
-    peak_rate: float,
-    seed: int,
-    resume: Path | None,
-    save_minutes: float,
-) -> None:
+@dataclass(frozen=True)
+class TrainSettings:
+    """One training run. `workers` processes of one thread each share every step (data parallel)."""
+
+    data: Path
+    out: Path
+    minutes: float = 60.0
+    batch: int = 48
+    """Crops per step and worker."""
+    peak_rate: float = 2e-3
+    seed: int = 1
+    resume: Path | None = None
+    save_minutes: float = 5.0
+    workers: int = 2
+
+
+def train(settings: TrainSettings) -> None:
     """One-cycle training (Smith and Topin 2018) over wall-clock minutes: a busy machine still anneals in time.
 
     Weights are averaged (Polyak) over about the last 300 steps for what is saved.
     """
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
+    if settings.workers == 1:
+        _work(0, settings, "")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_work, (settings, f"file://{folder}/rendezvous"), nprocs=settings.workers)
+
+
+def _work(rank: int, s: TrainSettings, rendezvous: str) -> None:
+    if rendezvous:
+        torch.set_num_threads(1)
+        distributed.init_process_group("gloo", rendezvous, rank=rank, world_size=s.workers)
+    torch.manual_seed(s.seed)
     model = new_model()
     with torch.no_grad():
         # Words never taught stay exactly zero: they carry nothing.
         model.token_embedding.weight.zero_()
         model.logit_scale.fill_(float(np.log(14.0)))
-    if resume:
-        load_weights(model, resume)
+    if s.resume:
+        load_weights(model, s.resume)
     model = model.to(memory_format=torch.channels_last).train()
     average = copy.deepcopy(model).eval()
-    tokenizer = new_tokenizer()
-    sampler = CaptionSampler(words_of(tokenizer))
     groups: dict[float, list[torch.nn.Parameter]] = {0.05: [], 0.0: []}
     for name, parameter in model.named_parameters():
         groups[0.05 if parameter.ndim > 1 and "embedding" not in name else 0.0].append(parameter)
     optimiser = torch.optim.AdamW([{"params": p, "weight_decay": decay} for decay, p in groups.items()], fused=True)
-    images, labels = load_shards(data)
-    print(f"{sum(len(x) for x in labels)} crops in {len(labels)} shards", flush=True)
-    start = last_print = last_save = last_load = time.monotonic()
-    step, order, shown = 0, np.zeros((0, 2), np.int64), {}
+    stepper = _Stepper(model, np.random.default_rng([s.seed, rank]), s)
+    start = last_print = last_save = time.monotonic()
+    step, shown = 0, {}
     while True:
         now = time.monotonic()
-        progress = (now - start) / (60 * minutes)
+        progress = _shared((now - start) / (60 * s.minutes), s.workers)
         if progress >= 1:
             break
-        if now - last_load > 60:
-            images, labels = load_shards(data)
-            last_load = now
-        rate = peak_rate * (
-            progress / 0.08 if progress < 0.08 else 0.5 * (1 + np.cos(np.pi * (progress - 0.08) / 0.92))
-        )
+        warm, cool = progress / 0.08, 0.5 * (1 + np.cos(np.pi * (progress - 0.08) / 0.92))
         for group in optimiser.param_groups:
-            group["lr"] = rate + 1e-6
-        if len(order) < batch:
-            order = np.concatenate([np.stack([np.full(len(x), k), np.arange(len(x))], 1) for k, x in enumerate(labels)])
-            order = order[rng.permutation(len(order))]
-        picked, order = order[:batch], order[batch:]
-        rgb = np.stack([images[k][i] for k, i in picked])
-        pixels, target = augmented(rng, rgb, np.stack([labels[k][i] for k, i in picked]))
+            group["lr"] = s.peak_rate * min(warm, cool) + 1e-6
+        optimiser.zero_grad(set_to_none=True)
+        loss, figures = stepper.loss()
+        loss.backward()
+        if s.workers > 1:
+            _share_gradients(model, s.workers)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimiser.step()
+        step += 1
+        if rank > 0:
+            continue
+        with torch.no_grad():
+            keep = min(0.997, step / (step + 20))
+            for mean, value in zip(average.state_dict().values(), model.state_dict().values()):
+                mean.lerp_(value, 1 - keep) if mean.is_floating_point() else mean.copy_(value)
+        for name, value in figures.items():
+            shown[name] = 0.97 * shown.get(name, value) + 0.03 * value
+        if now - last_print > 20:
+            last_print = now
+            speed = step * s.batch * s.workers / (now - start)
+            line = " ".join(f"{k} {v:.3f}" for k, v in shown.items())
+            print(f"{(now - start) / 60:5.1f} min step {step} {speed:.0f} crops/s {line}", flush=True)
+        if now - last_save > 60 * s.save_minutes:
+            last_save = now
+            save(average, s.out)
+    if rank == 0:
+        save(average, s.out)
+        print(f"saved {s.out} after {step} steps", flush=True)
+    if rendezvous:
+        distributed.destroy_process_group()
+
+
+class _Stepper:
+    """Draws batches and computes the loss of one step."""
+
+    def __init__(self, model: torch.nn.Module, rng: np.random.Generator, settings: TrainSettings):
+        self.model, self.rng, self.batch = model, rng, settings.batch
+        self.tokenizer = new_tokenizer()
+        self.sampler = CaptionSampler(words_of(self.tokenizer))
+        self.images, self.labels = load_shards(settings.data)
+        self.order = np.zeros((0, 2), np.int64)
+
+    def loss(self) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of a new batch, and shares of right answers."""
+        rng, model = self.rng, self.model
+        if len(self.order) < self.batch:
+            index = [np.stack([np.full(len(x), k), np.arange(len(x))], 1) for k, x in enumerate(self.labels)]
+            self.order = rng.permutation(np.concatenate(index))
+        picked, self.order = self.order[: self.batch], self.order[self.batch :]
+        rgb = np.stack([self.images[k][i] for k, i in picked])
+        pixels, target = augmented(rng, rgb, np.stack([self.labels[k][i] for k, i in picked]))
         pairs = target[:, :2].permute(0, 2, 3, 1).reshape(-1, 2)
         pairs = torch.unique(pairs[(pairs[:, 1] != IGNORE) & (pairs[:, 0] != IGNORE)], dim=0).tolist()
-        captions = sampler.sample(rng, [(int(a), int(b)) for a, b in pairs])
+        captions = self.sampler.sample(rng, [(int(a), int(b)) for a, b in pairs])
         with torch.autocast("cpu", torch.bfloat16):
             features = dense_features(model, normalised_images(model, pixels)).float()
-        text = functional.normalize(model.encode_text(tokenizer(list(captions.texts))).float(), dim=-1)
+        text = functional.normalize(model.encode_text(self.tokenizer(list(captions.texts))).float(), dim=-1)
         scale = model.logit_scale.exp().clamp(max=40)
         patches, objects = patch_and_object_rows(features, target, rng)
         patch_loss, figures = loss_of_rows(patches, text, captions, scale)
         object_loss, object_figures = loss_of_rows(objects, text, captions, scale)
         loss = patch_loss + 0.6 * object_loss + 0.1 * crop_loss(model, features, target, text, captions, scale)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimiser.step()
-        step += 1
-        with torch.no_grad():
-            keep = min(0.997, step / (step + 20))
-            for mean, value in zip(average.state_dict().values(), model.state_dict().values()):
-                mean.lerp_(value, 1 - keep) if mean.is_floating_point() else mean.copy_(value)
         figures |= {f"object_{name}": value for name, value in object_figures.items()} | {"loss": float(loss.detach())}
-        for name, value in figures.items():
-            shown[name] = 0.97 * shown.get(name, value) + 0.03 * value
-        if now - last_print > 20:
-            last_print = now
-            text_line = " ".join(f"{k} {v:.3f}" for k, v in shown.items())
-            speed = step * batch / (now - start)
-            print(f"{(now - start) / 60:5.1f} min step {step} {speed:.0f} crops/s {text_line}", flush=True)
-        if now - last_save > 60 * save_minutes:
-            last_save = now
-            save(average, out)
-    save(average, out)
-    print(f"saved {out} after {step} steps", flush=True)
+        return loss, figures
+
+
+def _shared(value: float, workers: int) -> float:
+    """The largest of the workers' values, so that all agree on rate and end."""
+    if workers == 1:
+        return value
+    box = torch.tensor(value, dtype=torch.float64)
+    distributed.all_reduce(box, distributed.ReduceOp.MAX)
+    return float(box)
+
+
+def _share_gradients(model: torch.nn.Module, workers: int) -> None:
+    """Replace every gradient by its mean over the workers."""
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    distributed.all_reduce(flat)
+    flat /= workers
+    for parameter, part in zip(model.parameters(), flat.split([g.numel() for g in gradients])):
+        parameter.grad = part.view_as(parameter)
 
 
 assert CLASS_NAMES[FIRST_KIND] == "mug"

@@ -38,7 +38,8 @@ class Fusion:
 
 def voxel_keys(points: np.ndarray, voxel_size_m: float) -> np.ndarray:
     """Packed int64 voxel keys [N] of points [N, 3]; points beyond +-2^20 voxels clamp to the outermost voxel."""
-    cell = np.clip(np.floor(points / voxel_size_m).astype(np.int64) + _HALF, 0, 2 * _HALF - 1)
+    # clipped as numbers: a cast of what does not fit an integer is undefined
+    cell = np.clip(np.floor(points / voxel_size_m), -_HALF, _HALF - 1).astype(np.int64) + _HALF
     return (cell[:, 0] << 42) | (cell[:, 1] << 21) | cell[:, 2]
 
 
@@ -180,7 +181,8 @@ class PointMap:
         n = len(keys)
         if n > len(self._free):
             used = len(self._live)
-            extra = max(n - len(self._free), used // 2)
+            # by half, but not past the budget; a frame's voxels may exceed it until `fuse` has evicted
+            extra = max(n - len(self._free), min(used // 2, self.config.max_voxels - used))
             for name in self._ARRAYS:
                 array = getattr(self, name)
                 setattr(self, name, np.concatenate([array, np.zeros((extra, *array.shape[1:]), array.dtype)]))

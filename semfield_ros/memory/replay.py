@@ -141,11 +141,17 @@ class Replay:
         self.order.append(slot)
 
     def write_target(self, slot: int, target: Target) -> None:
-        """Attach feature measurements to a filled slot. Surplus rows (more than the budget) are subsampled evenly."""
+        """Attach feature measurements to a filled slot. A finer grid than there is room for is thinned out evenly;
+        rows (masks) beyond the room for them are left out."""
         index = target.index
         if index.size > self.features.cells:
-            keep = int(np.ceil(np.sqrt(index.size / self.features.cells)))
-            index = index[keep // 2 :: keep, keep // 2 :: keep]
+            # the cells under the centres of a coarser grid: its cells mean the same places
+            share = np.sqrt(self.features.cells / index.size)
+            h = max(1, min(int(index.shape[0] * share), self.features.cells))
+            w = max(1, min(int(index.shape[1] * share), self.features.cells // h))
+            rows_kept = (2 * np.arange(h) + 1) * index.shape[0] // (2 * h)
+            columns_kept = (2 * np.arange(w) + 1) * index.shape[1] // (2 * w)
+            index = index[rows_kept[:, None], columns_kept]
         rows, index_flat = np.unique(index, return_inverse=True)
         shift = 1 if len(rows) and rows[0] < 0 else 0
         rows = rows[shift:][: self.features.rows]
