@@ -56,7 +56,10 @@ def in_region(points: np.ndarray, region: Sequence[Sequence[float]] | None) -> n
     """[N] bool: points inside an axis-aligned box ((x, y, z) low, (x, y, z) high) in global_frame; all if None."""
     if region is None:
         return np.ones(len(points), bool)
-    box = np.asarray(region, dtype=np.float64)
+    try:
+        box = np.asarray(region, dtype=np.float64)
+    except (TypeError, ValueError):
+        box = np.empty(0)
     if box.shape != (2, 3) or not np.isfinite(box).all() or (box[0] > box[1]).any():
         raise QueryError(f"region is {region!r}; expected two finite corners [[x, y, z] low, [x, y, z] high]")
     return np.asarray(((points >= box[0]) & (points <= box[1])).all(1))
@@ -90,7 +93,13 @@ def answer(
     """
     config = config or SemfieldConfig()
     question = config.query
+    for name, value in (("no_match", no_match), ("high", high)):
+        if value is not None and not np.isfinite(value):
+            raise QueryError(f"{name} is {value}; allowed: a finite score")
     encoded = texts.encode(prompts, negatives)
+    cosine = question.score == "cosine"
+    if not cosine and not len(encoded.negatives):
+        raise QueryError("relevancy needs at least one negative; give some or ask for raw cosines (score='cosine')")
     inside = in_region(snapshot.cloud.points, region)
     cloud = snapshot.cloud if region is None else snapshot.cloud[inside]
     points = None if region is None else cloud.points
@@ -98,7 +107,6 @@ def answer(
         snapshot, encoded, points, source=source or question.source, temperature=question.temperature
     )
     calibration = texts.encoder.calibration
-    cosine = question.score == "cosine"
     values = scores.cosine if cosine else scores.relevancy
     floor = no_match if no_match is not None else question.no_match
     top = high if high is not None else config.objects.high

@@ -13,6 +13,7 @@ import tempfile
 import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ SUFFIX = ".semfield"
 
 
 def _crc(tensor: torch.Tensor) -> int:
-    return zlib.crc32(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    # numpy's view, as torch has none of an empty tensor
+    return zlib.crc32(memoryview(tensor.contiguous().numpy().reshape(-1).view(np.uint8)))
 
 
 def _tensors(mapping: Mapping) -> dict[str, torch.Tensor]:
@@ -133,7 +135,7 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict, dict[str, torch.Te
                     f"{path} has format {description['format']}, this program reads up to {FORMAT}; update semfield_ros"
                 )
             if tensors:
-                found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                found = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is torn or is not a semfield map: {error}") from error
     if tensors:
@@ -175,7 +177,10 @@ def load(path: str | Path, config: SemfieldConfig, encoder: Encoder, device: str
         raise CheckpointError(f"{path} is not a whole map: {error!r}") from error
 
 
-def _rebuild(description, tensors, config: SemfieldConfig, saved: SemfieldConfig, encoder: Encoder, device: str):
+def _rebuild(
+    description: dict[str, Any], tensors: dict[str, torch.Tensor], config: SemfieldConfig, saved: SemfieldConfig,
+    encoder: Encoder, device: str,
+) -> Mapping:  # fmt: skip
     config = replace(config, memory=saved.memory, field=saved.field)
     mapping = Mapping(config, encoder.dim, device)
 

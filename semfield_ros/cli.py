@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -17,6 +17,13 @@ from tyro.conf import Positional, UseAppendAction, arg
 from .config import SemfieldConfig, demo_config
 from .config_io import from_yaml
 from .errors import ConfigError, SemfieldError
+
+if TYPE_CHECKING:
+    from .answer import Answer
+    from .engine import Engine
+    from .evaluation.simulated import Truth
+    from .field.snapshot import Snapshot
+    from .sources import Source
 
 console = Console(stderr=True)
 
@@ -59,12 +66,14 @@ def demo(
         f"[bold]A table with {len(truth.kinds)} things[/] (simulator seed {seed}). "
         f"Looking for: {', '.join(prompts)}"
     )
-    engine, snapshot, answer = _session(simulator, config, prompts, rate or None, train_s, out, f"semfield demo, seed {seed}")
+    title = f"semfield demo, seed {seed}"
+    engine, snapshot, answer = _session(simulator, config, prompts, rate or None, train_s, out, title)
     table = Table(title="Against the simulator's exact truth, every kind and colour + kind asked for")
     for column in ("map", "right object", "absent: no match", "mIoU", "accuracy"):
         table.add_column(column, justify="right")
-    for source in ("points", "field"):
-        s = score(truth, snapshot, engine.prompts, config, source=source)  # type: ignore[arg-type]
+    sources: tuple[Literal["points", "field"], ...] = ("points", "field")
+    for source in sources:
+        s = score(truth, snapshot, engine.prompts, config, source=source)
         table.add_row(
             source, f"{s.localisation:.0%} of {s.prompts}", f"{s.no_match:.0%} of {s.absent}",
             f"{s.miou:.2f}", f"{s.accuracy:.2f}",
@@ -74,7 +83,7 @@ def demo(
     return 0
 
 
-def _interesting(truth) -> list[str]:
+def _interesting(truth: Truth) -> list[str]:
     """A few kinds, two coloured ones and one absent thing."""
     kinds = list(dict.fromkeys(truth.kinds))
     coloured = [f"{c} {k}" for c, k in zip(truth.colours, truth.kinds) if truth.kinds.count(k) > 1]
@@ -110,7 +119,7 @@ def run(
     from .sources import open_source
 
     stream = open_source(source, width=width, stride=stride, limit=limit, frame_config=settings.frame)
-    engine, _, answer = _session(stream, settings, list(query), rate or None, train_s, out, f"semfield, {stream.name}")
+    _, _, answer = _session(stream, settings, list(query), rate or None, train_s, out, f"semfield, {stream.name}")
     show_answer(console, answer)
     gate = getattr(stream, "gate", None)
     if gate is not None and gate.rejected:
@@ -118,16 +127,19 @@ def run(
     return 0
 
 
-def _session(stream, config: SemfieldConfig, prompts: list[str], rate: float | None, train_s: float, out: Path, title):
+def _session(
+    stream: Source, config: SemfieldConfig, prompts: list[str], rate: float | None, train_s: float, out: Path,
+    title: str,
+) -> tuple[Engine, Snapshot, Answer | None]:
     """Feed a stream with a progress display, answer, write files; returns engine (stopped), snapshot and answer."""
-    from .engine import Engine
     from .benchmarks.report import peak_rss_mb
+    from .engine import Engine
     from .progress import LiveProgress
     from .results import write_results
     from .session import feed
     from .sources.playback import play
 
-    if train_s < 0 or rate is not None and rate <= 0:
+    if train_s < 0 or (rate is not None and rate <= 0):
         raise ConfigError(f"train_s is {train_s} and rate {rate}; allowed: >= 0")
     engine = Engine(config)
     if prompts:
@@ -268,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 run.__defaults__ = (*run.__defaults__[:-1], preset)  # type: ignore[index]
         code: int = tyro.extras.subcommand_cli_from_dict(
             commands, args=arguments, prog="semfield",
-            description="Robots that know what they see: RGB-D in, a field you can ask in words, objects and grasps out.",
+            description="Robots that know what they see: RGB-D in, a field to ask in words, objects and grasps out.",
         )  # fmt: skip
         return code
     except SemfieldError as error:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from . import checkpoint
@@ -93,10 +94,10 @@ class Engine:
 
     def start(self) -> None:
         """Start the threads; a second call does nothing."""
-        if self._threads:
-            return
         if self._stopping:
             raise EngineError("this engine was stopped; make a new one (a saved map can be loaded into it)")
+        if self._threads:
+            return
         for name, loop in (("semfield-engine", self._engine_loop), ("semfield-encoder", self._encoder_loop)):
             thread = threading.Thread(target=self._guard, args=(loop,), name=name, daemon=True)
             self._threads.append(thread)
@@ -121,7 +122,9 @@ class Engine:
                 self._error = self._error or error
                 self._stopping = True
                 self._changed.notify_all()
-            self._fail_jobs(error)
+            failure = EngineError(f"a worker of the engine failed: {error!r}")
+            failure.__cause__ = error
+            self._fail_jobs(failure)
 
     def _fail_jobs(self, error: BaseException) -> None:
         while self._jobs:
@@ -142,14 +145,13 @@ class Engine:
         Returns:
             False if some frame had to be dropped. Never waits for training unless `block` is set.
         """
-        self.check()
-        if not self._threads or self._stopping:
-            raise EngineError("the engine is not running; call start() or use it in a with-block")
         size = self.config.engine.queue_size
         with self._changed:
-            if block:
+            if block and self._threads:
                 self._changed.wait_for(lambda: len(self._frames) < size or self._stopping)
-                self.check()
+            self.check()
+            if not self._threads or self._stopping:
+                raise EngineError("the engine is not running; call start() or use it in a with-block")
             dropped = len(self._frames) >= size
             if dropped:
                 self._frames.popleft()
@@ -182,7 +184,9 @@ class Engine:
         """Answer prompts from the last snapshot, in the caller's thread: see `answer.answer` for the options."""
         return answer(self.snapshot(), self.prompts, prompts, config=self.config, **options)
 
-    def scores(self, prompts: str | Sequence[str | Sequence[str]], points=None, **options: Any) -> Scores:
+    def scores(
+        self, prompts: str | Sequence[str | Sequence[str]], points: np.ndarray | None = None, **options: Any
+    ) -> Scores:
         """Scores of prompts at points [N, 3] (None = the map's own): see `query.scores.score_points`."""
         return score_points(self.snapshot(), self.prompts.encode(prompts), points, **options)
 
@@ -217,7 +221,8 @@ class Engine:
 
         def job(mapping: Mapping) -> int:
             start, taken = time.perf_counter(), 0
-            while (steps is None or taken < steps) and not self._stopping:
+            # without a keyframe there is nothing to train
+            while mapping.trainer is not None and (steps is None or taken < steps) and not self._stopping:
                 if seconds is not None and time.perf_counter() - start >= seconds:
                     break
                 self._train_one(mapping)
@@ -306,6 +311,9 @@ class Engine:
         replay = mapping.replay
         if replay is not None and frame.depth_m.shape != (replay.height, replay.width):
             self.dropped["size_changed"] += 1
+            return True
+        if not frame.depth_m.any():
+            self.dropped["depth_empty"] += 1  # none of it lies in the range this engine trusts
             return True
         mapping.saw(frame)
         if not mapping.accepts(frame):

@@ -36,7 +36,7 @@ def language_head(dim: int) -> HeadConfig:
 
 
 MAX_EXTENT_M = 12.0
-_OUTSIDE = 0.15
+_OUTSIDE = 0.2
 
 
 def workspace_around(points: np.ndarray, margin: float) -> Workspace:
@@ -108,7 +108,7 @@ class Mapping:
         else:
             points, _ = back_project(frame.camera, frame.T_world_camera, frame.depth_m)
             # one view shows about half a scene
-            workspace = workspace_around(points, 1.5)
+            workspace = workspace_around(points, 1.8)
         self.make_field(workspace)
         log.info(
             "budgets: %d keyframes in %.0f MB of replay, %d voxels in %.0f MB; workspace %.2f m at %s",

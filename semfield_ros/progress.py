@@ -52,7 +52,8 @@ class LiveProgress:
         dropped = sum(at.status.dropped.values())
         text = (
             f"{at.frame_rate_hz:5.1f} frames/s  {mapping.keyframes} keyframes  {mapping.voxels} voxels  "
-            f"{at.step_rate_hz:5.1f} steps/s  {losses}  {memory_mb():.0f} MB" + (f"  dropped {dropped}" if dropped else "")
+            f"{at.step_rate_hz:5.1f} steps/s  {losses}  {memory_mb():.0f} MB"
+            + (f"  dropped {dropped}" if dropped else "")
         )
         if self.console.is_terminal:
             self.bars.update(self.frames, completed=at.frames, total=at.total or None)
@@ -60,7 +61,7 @@ class LiveProgress:
                 self.bars.update(self.training, completed=round(self.train_s - at.remaining_s, 1))
             self.line.plain = text
             self.live.update(Group(self.bars, self.line))
-        elif at.phase != self._told_phase or at.remaining_s == 0 and at.phase == "training":
+        elif at.phase != self._told_phase or (at.remaining_s == 0 and at.phase == "training"):
             self._told_phase = at.phase
             self.console.print(f"{at.elapsed_s:6.1f} s  {at.phase:8}  {at.frames} frames  {text}", highlight=False)
 

@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -18,13 +18,14 @@ from ..errors import QueryError, SourceError
 from ..evaluation.metrics import confusion_matrix, inside_boxes, localised, segmentation, top_share_inside
 from ..evaluation.simulated import Truth
 from ..evaluation.simulated import rate as rate_simulated
+from ..field.snapshot import Snapshot
 from ..frame import Frame
 from ..query.scores import score_points
 from ..sources import open_source
 from .held_out import rate as rate_held_out
 from .report import json_line, mean, peak_rss_mb, show_table
 
-MAPS = ("field", "points")
+MAPS: tuple[Literal["field", "points"], ...] = ("field", "points")
 ABSENT = ("elephant", "airplane", "horse", "pizza", "toilet", "bicycle", "umbrella", "surfboard", "giraffe", "zebra")
 
 
@@ -60,7 +61,8 @@ def simulated(console: Console, seeds: int, train_s: float) -> dict[str, Any]:
 
     config = demo_config()
     kinds = [kind.name for kind in KINDS]
-    rows, scenes = [], []
+    rows: list[list[Any]] = []
+    scenes: list[dict[str, Any]] = []
     for seed in range(seeds):
         simulator = Simulator(SimulatorConfig(seed=seed, frames=180))
         truth, frames = Truth.of(simulator, kinds), list(simulator)
@@ -101,7 +103,7 @@ def simulated(console: Console, seeds: int, train_s: float) -> dict[str, Any]:
         ["scene, map", "right object", "by kind", "colour + kind", "no match", "mIoU", "accuracy", "depth mm",
          "first answer s", "field 95% s"], rows,
     )  # fmt: skip
-    report = {
+    report: dict[str, Any] = {
         "bench": "online", "source": "simulator", "train_s": train_s, "scenes": len(scenes),
         **{k: mean([s[k] for s in scenes]) for k in
            ("samples_per_s", "depth_median_m", "depth_within_5cm", "psnr_db", "first_answer_s", "field_95_s")},
@@ -190,7 +192,7 @@ def recorded(console: Console, folder: Path, train_s: float, text_table: Path | 
         ["prompt", "map", "peak", "objects", "best in labelled box", "top 1% inside"], rows,
     )  # fmt: skip
     at_10 = next((h for t, h in curve if t >= 10), curve[-1][1])
-    report = {
+    report: dict[str, Any] = {
         "bench": "online", "source": folder.name, "train_s": train_s, "map_s": map_s,
         "samples_per_s": status.mapping.samples / status.train_s,
         "depth_median_m": at_10.depth_median_m, "depth_within_5cm": at_10.depth_within_5cm,
@@ -200,7 +202,8 @@ def recorded(console: Console, folder: Path, train_s: float, text_table: Path | 
         **{m: {**scores[m], "no_match": silent[m]} for m in MAPS},
     }  # fmt: skip
     show_table(
-        console, "both maps, same features, same time", ["map", "localisation", "top 1% inside", "no match", "mIoU", "accuracy"],
+        console, "both maps, same features, same time",
+        ["map", "localisation", "top 1% inside", "no match", "mIoU", "accuracy"],
         [[m, scores[m]["localisation"], scores[m]["top_share"], silent[m], scores[m]["miou"], scores[m]["accuracy"]]
          for m in MAPS],
     )  # fmt: skip
@@ -227,9 +230,12 @@ def _prompts_of(engine: Engine, labelled: dict[str, Any]) -> dict[str, tuple[np.
     return {name: (np.array(a), np.array(b)) for name, (a, b) in boxes.items()}
 
 
-def _ask_recorded(engine: Engine, snapshot, config: SemfieldConfig, labelled) -> tuple[list, dict[str, dict]]:
+def _ask_recorded(
+    engine: Engine, snapshot: Snapshot, config: SemfieldConfig, labelled: dict[str, Any]
+) -> tuple[list[list[Any]], dict[str, dict[str, float]]]:
     prompts = _prompts_of(engine, labelled)
-    rows, scores = [], {}
+    rows: list[list[Any]] = []
+    scores: dict[str, dict[str, float]] = {}
     for m in MAPS:
         found = answer(snapshot, engine.prompts, list(prompts), config=config, source=m, grasps=False)
         hits, shares = [], []
@@ -241,12 +247,15 @@ def _ask_recorded(engine: Engine, snapshot, config: SemfieldConfig, labelled) ->
             hits.append(float(hit))
             shares.append(share)
             rows.append([name, m, result.peak, len(result.objects), "yes" if hit else "no", share])
-        scores[m] = {"localisation": mean(hits), "top_share": mean(shares), **_label_boxes(engine, snapshot, labelled, m)}
+        labels = _label_boxes(engine, snapshot, labelled, m)
+        scores[m] = {"localisation": mean(hits), "top_share": mean(shares), **labels}
     rows.sort(key=lambda row: (list(prompts).index(row[0]), row[1]))
     return rows, scores
 
 
-def _label_boxes(engine: Engine, snapshot, labelled, source) -> dict[str, float]:
+def _label_boxes(
+    engine: Engine, snapshot: Snapshot, labelled: dict[str, Any], source: Literal["field", "points"]
+) -> dict[str, float]:
     """Closed-set labels of the points inside exactly one labelled box: its first known name against the others'."""
     names, lower, upper = [], [], []
     for thing in labelled.values():
@@ -266,7 +275,7 @@ def _label_boxes(engine: Engine, snapshot, labelled, source) -> dict[str, float]
     return {"miou": result.miou, "accuracy": result.accuracy}
 
 
-def _first_recorded(config: SemfieldConfig, frames: list[Frame], labelled) -> float:
+def _first_recorded(config: SemfieldConfig, frames: list[Frame], labelled: dict[str, Any]) -> float:
     """Seconds from the first frame to the first object inside a labelled box of its name, frames as fast as they go."""
     with Engine(config) as engine:
         prompts = _prompts_of(engine, labelled)
@@ -275,7 +284,9 @@ def _first_recorded(config: SemfieldConfig, frames: list[Frame], labelled) -> fl
             engine.submit(frame, block=True)
             if not len(engine.snapshot().cloud):
                 continue
-            found = answer(engine.snapshot(), engine.prompts, list(prompts), config=config, source="points", grasps=False)
+            found = answer(
+                engine.snapshot(), engine.prompts, list(prompts), config=config, source="points", grasps=False
+            )
             for result, (lower, upper) in zip(found.prompts, prompts.values()):
                 if result.objects and localised(result.objects[0].box.centre, lower, upper, 0.05):
                     return time.perf_counter() - started

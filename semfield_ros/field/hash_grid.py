@@ -9,6 +9,7 @@ x ^ 2654435761 y ^ 805459861 z modulo the table size. Parameters are [rows, feat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,21 +118,22 @@ class HashGrid(torch.nn.Module):
 
 def _forward(table: torch.Tensor, positions: torch.Tensor, arguments: tuple[np.ndarray, ...]) -> torch.Tensor:
     out = torch.empty(len(positions), len(arguments[0]), table.shape[1])
-    kernels.forward(positions.detach().contiguous().numpy(), table.detach().numpy(), *arguments, out.numpy())
+    kernels.forward(positions.detach().contiguous().numpy(), table.detach().numpy(), arguments, out.numpy())
     return out.flatten(1)
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, table, positions, arguments):
+    def forward(ctx: Any, table: torch.Tensor, positions: torch.Tensor, arguments: tuple[np.ndarray, ...]) -> Any:
         ctx.table, ctx.positions, ctx.arguments = table, positions, arguments
         return _forward(table, positions, arguments)
 
     @staticmethod
-    def backward(ctx, grad_out):
+    def backward(ctx: Any, *grads: Any) -> Any:
         table = ctx.table
+        (grad_out,) = grads
         grad_out = grad_out.contiguous().view(len(grad_out), len(ctx.arguments[0]), table.shape[1])
         kernels.backward(
-            ctx.positions.detach().contiguous().numpy(), grad_out.numpy(), *ctx.arguments, table.grad.numpy()
+            ctx.positions.detach().contiguous().numpy(), grad_out.numpy(), ctx.arguments, table.grad.numpy()
         )
         return None, None, None

@@ -18,6 +18,10 @@ import numpy as np
 import torch
 from numba import njit
 
+Array = np.ndarray
+Layout = tuple[np.ndarray, ...]
+"""Of each level: scale, resolution, rows, offset, dense."""
+
 
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
@@ -34,22 +38,23 @@ def _split(count: int, work: Callable[[int, int], None]) -> None:
         other.result()
 
 
-def forward(positions, table, scales, resolutions, rows, offsets, dense, out) -> None:
+def forward(positions: Array, table: Array, layout: Layout, out: Array) -> None:
     """out [N, L, F] = interpolated rows of table [rows, F] at positions [N, 3]."""
-    arrays = (positions, table, scales, resolutions, rows, offsets, dense, out)
-    _split(len(scales), lambda first, last: _forward(first, last, *arrays))
+    _split(len(layout[0]), lambda first, last: _forward(first, last, positions, table, *layout, out))
 
 
-def backward(positions, grad_out, scales, resolutions, rows, offsets, dense, grad_table) -> None:
+def backward(positions: Array, grad_out: Array, layout: Layout, grad_table: Array) -> None:
     """grad_table [rows, F] += the transpose of `forward` applied to grad_out [N, L, F]."""
-    arrays = (positions, grad_out, scales, resolutions, rows, offsets, dense, grad_table)
-    _split(len(scales), lambda first, last: _backward(first, last, *arrays))
+    _split(len(layout[0]), lambda first, last: _backward(first, last, positions, grad_out, *layout, grad_table))
 
 
-def adam_touched(table, grad, mean, square, rate, beta1, beta2, epsilon, correction1, correction2) -> None:
-    """Adam on the rows whose gradient is not zero (as tiny-cuda-nn does for grids), zeroing the gradient."""
-    numbers = tuple(np.float32(x) for x in (rate, beta1, beta2, epsilon, correction1, correction2))
-    _split(len(table), lambda first, last: _adam_touched(first, last, table, grad, mean, square, *numbers))
+def adam_touched(table: Array, grad: Array, mean: Array, square: Array, numbers: tuple[float, ...]) -> None:
+    """Adam on the rows whose gradient is not zero (as tiny-cuda-nn does for grids), zeroing the gradient.
+
+    numbers: rate, beta1, beta2, epsilon, and the bias corrections 1 / (1 - beta^t) of mean and square.
+    """
+    singles = tuple(np.float32(x) for x in numbers)
+    _split(len(table), lambda first, last: _adam_touched(first, last, table, grad, mean, square, *singles))
 
 
 def compile_kernels() -> None:
@@ -57,9 +62,9 @@ def compile_kernels() -> None:
     positions, table = np.full((1, 3), 0.5, np.float32), np.zeros((8, 4), np.float32)
     level = (np.ones(1, np.float32), np.full(1, 2), np.full(1, 8), np.zeros(1, np.int64), np.ones(1, np.bool_))
     encoded = np.zeros((1, 1, 4), np.float32)
-    forward(positions, table, *level, encoded)
-    backward(positions, encoded, *level, table)
-    adam_touched(table, table.copy(), table.copy(), table.copy(), 0, 0, 0, 1, 1, 1)
+    forward(positions, table, level, encoded)
+    backward(positions, encoded, level, table)
+    adam_touched(table, table.copy(), table.copy(), table.copy(), (0, 0, 0, 1, 1, 1))
 
 
 _PY = np.uint32(2654435761)

@@ -107,7 +107,9 @@ class Head(nn.Module):
         return out + bias
 
 
-def head_loss(config: HeadConfig, predicted: torch.Tensor, target: torch.Tensor, confidence=None) -> torch.Tensor:
+def head_loss(
+    config: HeadConfig, predicted: torch.Tensor, target: torch.Tensor, confidence: torch.Tensor | None = None
+) -> torch.Tensor:
     """The head's mean loss over [R, out_dim] rows, weighted by `confidence` [R]."""
     if config.loss == "cosine_sqrt":
         cosine = torch.nn.functional.cosine_similarity(predicted, target, dim=-1)

@@ -34,14 +34,14 @@ class GridAdam:
         if not table.is_cuda and kernels is not None and self.grid.backend != "torch":
             kernels.adam_touched(
                 table.numpy(), grad.numpy(), self.mean.numpy(), self.square.numpy(),
-                rate, BETA1, BETA2, EPSILON, correction1, correction2,
+                (rate, BETA1, BETA2, EPSILON, correction1, correction2),
             )
             return
         touched = (grad != 0).any(-1, keepdim=True)
         mean = torch.where(touched, self.mean * BETA1 + grad * (1 - BETA1), self.mean)
         square = torch.where(touched, self.square * BETA2 + grad * grad * (1 - BETA2), self.square)
         update = (mean * correction1) / ((square * correction2).sqrt() + EPSILON)
-        table -= torch.where(touched, rate * update, 0)
+        table.sub_(torch.where(touched, rate * update, 0))
         self.mean, self.square = mean, square
         grad.zero_()
 

@@ -61,7 +61,7 @@ class Trainer:
         self.steps = 0
 
     def step(self, replay: Replay) -> StepReport:
-        """One optimisation step on random rays and patches of the replay. O(rays x samples), whatever the map's size."""
+        """One step on random rays and patches of the replay. O(rays x samples), whatever the map's size."""
         config = self.config
         rays = replay.rays(config.rays, config.recent_fraction, self.generator)
         losses, samples = self._ray_losses(rays)
@@ -127,11 +127,11 @@ class Trainer:
         }
         encoded = encoded.view(n, z.shape[1], -1)
         nearest = config.free_samples + config.surface_samples // 2
-        for name, head in field.heads.items():
-            if head.config.grid != "geometry":
-                continue
-            values = self.field.head(name).hidden(encoded[:, nearest], batch.directions)
-            losses[name] = head_loss(head.config, field.head(name).finish(values), batch.rgb)
+        for name in field.heads:
+            head = field.head(name)
+            if head.config.grid == "geometry":
+                values = head.hidden(encoded[:, nearest], batch.directions)
+                losses[name] = head_loss(head.config, head.finish(values), batch.rgb)
         return losses, z.numel()
 
     def _patch_loss(self, batch: PatchBatch) -> torch.Tensor:

@@ -24,7 +24,7 @@ class Keyframe:
 
 
 def view_distance(config: MemoryConfig, a: np.ndarray, b: np.ndarray) -> float:
-    """How different two camera poses are: 1 = just different enough to be a new keyframe, in translation or rotation."""
+    """How different two poses are, in translation or rotation: 1 = just enough for a new keyframe."""
     translation = float(np.linalg.norm(a[:3, 3] - b[:3, 3])) / config.min_translation_m
     rotation = np.degrees(rotation_angle_rad(a[:3, :3], b[:3, :3])) / config.min_rotation_deg
     return max(translation, float(rotation))

@@ -227,7 +227,7 @@ class PointMap:
         through = nearest > z[inside] + margin
         against = rows[inside][through]
         self.hits[against] -= 1
-        return self._remove(self.hits[self._rows] < -1)
+        return self._remove(np.asarray(self.hits[self._rows] < -1))
 
     def _evict(self, n: int, keep: np.ndarray) -> int:
         """Forget the n least recently seen voxels."""
@@ -240,7 +240,7 @@ class PointMap:
     def clear_region(self, low: np.ndarray, high: np.ndarray) -> int:
         """Forget everything inside an axis-aligned box in global_frame; returns how many voxels."""
         points = self.points[self._rows]
-        return self._remove(((points >= low) & (points <= high)).all(1))
+        return self._remove(np.asarray(((points >= low) & (points <= high)).all(1)))
 
     def cloud(self) -> SurfaceCloud:
         """A copy of the living voxels as a SurfaceCloud, in key order."""

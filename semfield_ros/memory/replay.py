@@ -170,7 +170,9 @@ class Replay:
         """Correct a keyframe's pose: its rays move with it."""
         self.pose[slot] = torch.from_numpy(np.asarray(T_world_camera, np.float32)).to(self.device)
 
-    _TENSORS = ("pixel", "depth", "rgb", "incidence", "camera", "pose", "values", "cell_row", "confidence", "grid_shape")
+    _TENSORS = (
+        "pixel", "depth", "rgb", "incidence", "camera", "pose", "values", "cell_row", "confidence", "grid_shape",
+    )  # fmt: skip
 
     def state(self) -> dict[str, torch.Tensor]:
         """The occupied slots, for a checkpoint."""
@@ -194,7 +196,9 @@ class Replay:
             cdf = torch.from_numpy(np.cumsum(window.kernel.reshape(-1), dtype=np.float64).astype(np.float32))
             self._kernel_cdf = (cdf / cdf[-1]).to(self.device)
 
-    def _pick_slots(self, candidates: list[int], n: int, recent_fraction: float, generator) -> torch.Tensor:
+    def _pick_slots(
+        self, candidates: list[int], n: int, recent_fraction: float, generator: torch.Generator
+    ) -> torch.Tensor:
         """Slots [n]: `recent_fraction` from the newest eighth, the rest from all."""
         table = torch.tensor(candidates, device=self.device)
         recent = max(1, len(candidates) // 8)

@@ -23,15 +23,17 @@ class Prompt:
     synonyms: tuple[str, ...]
 
 
+def _texts(text: str | Sequence[str]) -> list[str]:
+    """The pieces of "a; b" or of a list of texts, spaces tidied, empty ones left out."""
+    parts = text.split(";") if isinstance(text, str) else text
+    if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
+        raise QueryError(f"{text!r} is not text; expected e.g. 'mug; coffee cup' or ['mug', 'coffee cup']")
+    return [" ".join(part.split()) for part in parts if part.strip()]
+
+
 def parse_prompt(text: str | Sequence[str]) -> Prompt:
     """A prompt from "mug; coffee cup" or ["mug", "coffee cup"]: synonyms, the first is the label."""
-    parts = text.split(";") if isinstance(text, str) else list(text)
-    synonyms = []
-    for part in parts:
-        if not isinstance(part, str):
-            raise QueryError(f"a prompt holds {part!r}; expected text")
-        if part.strip():
-            synonyms.append(" ".join(part.split()))
+    synonyms = _texts(text)
     if not synonyms:
         raise QueryError(f"prompt {text!r} is empty; name what to look for, e.g. 'mug; coffee cup'")
     if sum(map(len, synonyms)) > MAX_CHARACTERS:
@@ -62,8 +64,8 @@ class PromptEncoder:
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Unit text vectors [N, D]."""
-        missing = [t for t in dict.fromkeys(texts) if t not in self._vectors]
-        found = dict(self._vectors)
+        found = dict(self._vectors)  # looked at once: another thread may swap it
+        missing = [t for t in dict.fromkeys(texts) if t not in found]
         if missing:
             found.update(zip(missing, self.encoder.encode_text(missing), strict=True))
             # a new dict, swapped in whole: queries come from several threads
@@ -71,15 +73,23 @@ class PromptEncoder:
         return np.stack([found[t] for t in texts]) if texts else np.zeros((0, self.encoder.dim), np.float32)
 
     def encode(
-        self, prompts: Sequence[str | Sequence[str]], negatives: Sequence[str] | None = None
+        self, prompts: str | Sequence[str | Sequence[str]], negatives: str | Sequence[str] | None = None
     ) -> EncodedPrompts:
-        """Prompts (each text, "a; b" or a list of synonyms) against negatives (None = the configured ones)."""
+        """Prompts (each text, "a; b" or a list of synonyms) against negatives (None = the configured ones).
+
+        Raises:
+            QueryError: not text, empty, too long or too many.
+        """
         if isinstance(prompts, str):
             prompts = [prompts]
+        if not isinstance(prompts, Sequence):
+            raise QueryError(f"prompts are {prompts!r}; expected a text or a list of texts")
         if not 1 <= len(prompts) <= MAX_PROMPTS:
             raise QueryError(f"{len(prompts)} prompts; allowed: 1 to {MAX_PROMPTS}")
         parsed = tuple(parse_prompt(p) for p in prompts)
-        negatives = list(self.config.negatives if negatives is None else negatives)
+        negatives = _texts(self.config.negatives if negatives is None else negatives)
+        if len(negatives) > MAX_PROMPTS:
+            raise QueryError(f"{len(negatives)} negatives; allowed: up to {MAX_PROMPTS}")
         synonyms = [s for p in parsed for s in p.synonyms]
         owner = np.array([i for i, p in enumerate(parsed) for _ in p.synonyms])
         vectors = self.vectors(synonyms + negatives)

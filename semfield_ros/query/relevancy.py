@@ -6,6 +6,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
+from scipy.special import expit
 
 from ..errors import QueryError
 
@@ -19,12 +20,12 @@ def pairwise_relevancy(positives: np.ndarray, negatives: np.ndarray, temperature
     Returns:
         [N, Q] in (0, 1). The minimum over negatives is attained at the largest one.
     """
-    if not temperature > 0:
-        raise QueryError(f"temperature is {temperature}; allowed: > 0")
+    if not 0 < temperature < np.inf:
+        raise QueryError(f"temperature is {temperature}; allowed: > 0 and finite")
     if negatives.shape[1] == 0:
         raise QueryError("relevancy needs at least one negative; give some or ask for raw cosines (score='cosine')")
-    margin = positives - negatives.max(1, keepdims=True)
-    return 1.0 / (1.0 + np.exp(-temperature * margin))
+    relevancy: np.ndarray = expit(temperature * (positives - negatives.max(1, keepdims=True)))
+    return relevancy
 
 
 def best_synonym(values: np.ndarray, owner: np.ndarray, prompts: int) -> np.ndarray:
@@ -41,16 +42,19 @@ def top_percent(score: np.ndarray, percent: float) -> np.ndarray:
         raise QueryError(f"percent is {percent}; allowed: 0 < percent <= 100")
     selected = np.zeros(len(score), bool)
     if len(score):
-        n = max(1, int(round(len(score) * percent / 100)))
+        n = max(1, round(len(score) * percent / 100))
         selected[np.argpartition(-score, n - 1)[:n]] = True
     return selected
 
 
 def hysteresis(points: np.ndarray, score: np.ndarray, *, high: float, low: float, radius_m: float) -> np.ndarray:
-    """[N] bool: points >= low that are connected, over steps of at most radius_m, to one >= high."""
+    """[N] bool: points >= low that are connected, over steps of at most radius_m, to one >= high.
+
+    Points that are not finite are connected to nothing and left out.
+    """
     if low > high:
         raise QueryError(f"hysteresis thresholds are high {high} < low {low}; swap them")
-    rows = np.flatnonzero(score >= low)
+    rows = np.flatnonzero((score >= low) & np.isfinite(points).all(1))
     selected = np.zeros(len(score), bool)
     if not len(rows):
         return selected

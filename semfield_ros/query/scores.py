@@ -63,7 +63,7 @@ def field_cosines(field: Field, points: np.ndarray, texts: np.ndarray, chunk: in
 
 @torch.no_grad()
 def map_cosines(features: np.ndarray, texts: np.ndarray, chunk: int = 32768) -> np.ndarray:
-    """Cosines [N, T] of feature rows [N, D] (any length, float16 or float32; zero rows give 0) with unit texts [T, D]."""
+    """Cosines [N, T] of feature rows [N, D] (any length or float type; zero rows give 0) with unit texts [T, D]."""
     if texts.shape[1] != features.shape[1]:
         raise QueryError(f"texts have {texts.shape[1]} dimensions, the map's features {features.shape[1]}")
     t = torch.from_numpy(np.ascontiguousarray(texts.T, np.float32))
@@ -76,12 +76,16 @@ def map_cosines(features: np.ndarray, texts: np.ndarray, chunk: int = 32768) -> 
 
 
 def _checked(points: np.ndarray) -> np.ndarray:
-    points = np.asarray(points)
+    try:
+        points = np.asarray(points)
+    except ValueError as error:
+        raise QueryError(f"points are no array: {error}; expected numbers of shape [N, 3]") from error
     if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind not in "fiu":
         raise QueryError(f"points are {points.dtype} of shape {points.shape}; expected numbers of shape [N, 3]")
     if len(points) > MAX_POINTS:
         raise QueryError(f"{len(points)} points; allowed: {MAX_POINTS}; ask in parts")
-    return points.astype(np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite: unseen
+        return points.astype(np.float32)
 
 
 def score_points(
@@ -152,7 +156,15 @@ def score_view(
     source: Source = "auto",
     temperature: float = 10.0,
 ) -> ViewScores:
-    """Relevancy seen from a camera: depth is rendered from the field unless an image of it is given."""
+    """Relevancy seen from a camera: depth is rendered from the field unless an image of it is given.
+
+    Raises:
+        QueryError: a depth image of another size than the camera's, too many pixels, or nothing to render yet.
+    """
+    if camera.width * camera.height > MAX_POINTS:
+        raise QueryError(f"a view of {camera.width}x{camera.height} pixels; allowed: {MAX_POINTS} pixels in all")
+    if depth_m is not None and np.shape(depth_m) != (camera.height, camera.width):
+        raise QueryError(f"depth is {np.shape(depth_m)}; expected the camera's {(camera.height, camera.width)}")
     directions = image_directions(camera).reshape(-1, 3) @ T_world_camera[:3, :3].T.astype(np.float32)
     origin = T_world_camera[:3, 3].astype(np.float32)
     if depth_m is None:
