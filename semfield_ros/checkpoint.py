@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file with the map, the field, the replay and, in its header, JSON that describes them.
 
 Never pickle. Written to a temporary file and renamed, so a crash leaves the old file whole; every tensor's CRC-32
-stands in the JSON, so a torn or altered file is refused. Loading builds a new `Mapping` and touches nothing else: the
+stands in the JSON, and the JSON's beside it, so a torn or altered file is refused. Loading builds a new `Mapping` and touches nothing else: the
 running map stays as it was on any error.
 """
 
@@ -36,7 +36,7 @@ SUFFIX = ".semfield"
 
 def _crc(tensor: torch.Tensor) -> int:
     # numpy's view, as torch has none of an empty tensor
-    return zlib.crc32(memoryview(tensor.contiguous().numpy().reshape(-1).view(np.uint8)))
+    return zlib.crc32(tensor.contiguous().numpy().reshape(-1).view(np.uint8).data)
 
 
 def _tensors(mapping: Mapping) -> dict[str, torch.Tensor]:
@@ -98,11 +98,12 @@ def save(path: str | Path, mapping: Mapping, encoder: Encoder, *, overwrite: boo
     except OSError as error:
         raise CheckpointError(f"cannot write into {path.parent}: {error}") from error
     try:
-        save_file(tensors, temporary, metadata={"semfield": json.dumps(description)})
+        text = json.dumps(description)
+        save_file(tensors, temporary, metadata={"semfield": text, "crc32": str(zlib.crc32(text.encode()))})
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"cannot write {path}: {error}") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -124,7 +125,8 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict, dict[str, torch.Te
     found = {}
     try:
         with safe_open(str(path), framework="pt") as file:
-            text = (file.metadata() or {}).get("semfield")
+            metadata = file.metadata() or {}
+            text = metadata.get("semfield")
             if text is None:
                 raise CheckpointError(f"{path} is a safetensors file but not a semfield map")
             description = json.loads(text)
@@ -134,6 +136,8 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict, dict[str, torch.Te
                 raise CheckpointError(
                     f"{path} has format {description['format']}, this program reads up to {FORMAT}; update semfield_ros"
                 )
+            if metadata.get("crc32") != str(zlib.crc32(text.encode())):
+                raise CheckpointError(f"{path} is damaged: its description does not have its checksum")
             if tensors:
                 found = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:

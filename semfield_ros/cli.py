@@ -224,11 +224,12 @@ def export(map: Positional[Path], out: Positional[Path], overwrite: bool = False
 
 
 def bench(
-    what: Positional[Literal["online", "geometry"]],
+    what: Positional[Literal["online", "geometry", "memory"]],
     source: str = "simulator",
     json: bool = False,
     seeds: int = 6,
     train_s: float = 15.0,
+    frames: int = 3000,
     text_table: Path | None = None,
 ) -> int:
     """Measure, against a baseline in the same run; prints a table and, with --json, one JSON line at the end.
@@ -236,16 +237,20 @@ def bench(
     Args:
         what: online = a stream mapped and asked; field beside point map (the voxel average).
             geometry = signed distance beside density, learnt from the same depth.
+            memory = a long stream against small budgets.
         source: simulator, or a 7-Scenes folder with objects.json (held-out depth, colour and labelled boxes).
         json: end with one line of JSON.
         seeds: simulator scenes, from seed 0.
         train_s: seconds of training.
+        frames: length of the long stream.
         text_table: for a folder: the text vectors of the `precomputed` encoder.
     """
-    from .benchmarks import geometry, online
+    from .benchmarks import geometry, memory, online
 
     if what == "geometry":
         return geometry.run(source, console=Console(), as_json=json, train_s=train_s)
+    if what == "memory":
+        return memory.run(console=Console(), as_json=json, frames=frames)
     return online.run(source, console=Console(), as_json=json, seeds=seeds, train_s=train_s, text_table=text_table)
 
 

@@ -9,7 +9,7 @@ PACKAGE = "semfield_ros"
 ORDER = [
     "errors", "config", "config_io", "geometry", "cloud", "frame", "sources", "encoders", "memory", "field", "query",
     "objects", "answer", "mapping", "checkpoint", "engine", "export", "viewer", "session", "results",
-    "evaluation", "benchmarks", "progress", "wire", "node", "cli",
+    "progress", "evaluation", "benchmarks", "wire", "node", "cli",
 ]
 INDEPENDENT = {("encoders", "sources")}
 """(who, whom): stands before, and yet must not be imported."""
