@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file with the map, the field, the replay and, in its header, JSON that describes them.
 
 Never pickle. Written to a temporary file and renamed, so a crash leaves the old file whole; every tensor's CRC-32
-stands in the JSON, and the JSON's beside it, so a torn or altered file is refused. Loading builds a new `Mapping` and touches nothing else: the
-running map stays as it was on any error.
+stands in the JSON, and the JSON's beside it, so a torn or altered file is refused. Loading builds a new `Mapping` and
+touches nothing else: the running map stays as it was on any error.
 """
 
 from __future__ import annotations

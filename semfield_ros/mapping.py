@@ -102,13 +102,13 @@ class Mapping:
         memory = self.config.memory
         self.replay = Replay(memory, frame.camera.width, frame.camera.height, shape, self.device)
         self.keyframes = Keyframes(memory, self.replay.capacity)
-        config = self.config.field
-        if config.centre_m is not None and config.extent_m is not None:
-            workspace = Workspace(config.centre_m, config.extent_m)
-        else:
+        centre_m, extent_m = self.config.field.centre_m, self.config.field.extent_m
+        if centre_m is None or extent_m is None:
             points, _ = back_project(frame.camera, frame.T_world_camera, frame.depth_m)
             # one view shows about half a scene
-            workspace = workspace_around(points, 1.8)
+            around = workspace_around(points, 1.8)
+            centre_m, extent_m = centre_m or around.centre_m, extent_m or around.extent_m
+        workspace = Workspace(centre_m, extent_m)
         self.make_field(workspace)
         log.info(
             "budgets: %d keyframes in %.0f MB of replay, %d voxels in %.0f MB; workspace %.2f m at %s",

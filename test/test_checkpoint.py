@@ -85,7 +85,8 @@ def test_a_map_that_dropped_keyframes_comes_back_whole(tmp_path):
     assert len(mapping.keyframes) == 7 and mapping.replay.order != sorted(mapping.replay.order)
     loaded = load(checkpoint.save(tmp_path / "m", mapping, STUB), config=config)
     batches = [m.replay.rays(300, 0.5, torch.Generator().manual_seed(0)) for m in (mapping, loaded)]
-    assert all(torch.equal(getattr(batches[0], k), getattr(batches[1], k)) for k in ("origins", "directions", "depth_m", "rgb"))
+    for name in ("origins", "directions", "depth_m", "rgb"):
+        assert torch.equal(getattr(batches[0], name), getattr(batches[1], name)), name
     more = [m.keyframes.admit(stream(1)[0]) for m in (mapping, loaded)]
     assert (more[0].id, more[0].slot) == (more[1].id, more[1].slot)
 

@@ -123,7 +123,7 @@ def test_a_second_look_creates_nothing():
 
 def test_unseen_fraction_of_views():
     points = PointMap(CONFIG, DIM)
-    here, slightly, behind = frame_at(ring(60)[0]), frame_at(ring(60)[1]), frame_at(look_at([3.0, 3.0, 0.5], [5, 5, 0.0]))
+    here, slightly, behind = (frame_at(T) for T in (*ring(60)[:2], look_at([3.0, 3.0, 0.5], [5.0, 5.0, 0.0])))
     assert points.unseen_fraction(here) == 1.0
     points.fuse(here)
     assert points.unseen_fraction(here) == 0.0

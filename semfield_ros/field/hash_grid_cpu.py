@@ -38,14 +38,21 @@ def _split(count: int, work: Callable[[int, int], None]) -> None:
         other.result()
 
 
+def _unit(table: Array) -> tuple[int, ...]:
+    """A tuple as long as a row: numba knows the length of a tuple when it compiles, and unrolls the loop over it."""
+    return (0,) * table.shape[1]
+
+
 def forward(positions: Array, table: Array, layout: Layout, out: Array) -> None:
     """out [N, L, F] = interpolated rows of table [rows, F] at positions [N, 3]."""
-    _split(len(layout[0]), lambda first, last: _forward(first, last, positions, table, *layout, out))
+    unit = _unit(table)
+    _split(len(layout[0]), lambda first, last: _forward(first, last, unit, positions, table, *layout, out))
 
 
 def backward(positions: Array, grad_out: Array, layout: Layout, grad_table: Array) -> None:
     """grad_table [rows, F] += the transpose of `forward` applied to grad_out [N, L, F]."""
-    _split(len(layout[0]), lambda first, last: _backward(first, last, positions, grad_out, *layout, grad_table))
+    unit = _unit(grad_table)
+    _split(len(layout[0]), lambda first, last: _backward(first, last, unit, positions, grad_out, *layout, grad_table))
 
 
 def adam_touched(table: Array, grad: Array, mean: Array, square: Array, numbers: tuple[float, ...]) -> None:
@@ -79,8 +86,8 @@ def _row(x, y, z, dense, resolution, rows):
 
 
 @njit(nogil=True, fastmath=True, cache=True, boundscheck=False)
-def _forward(first, last, positions, table, scales, resolutions, rows, offsets, dense, out):
-    n, f = positions.shape[0], table.shape[1]
+def _forward(first, last, unit, positions, table, scales, resolutions, rows, offsets, dense, out):
+    n, f = positions.shape[0], len(unit)
     for level in range(first, last):
         scale, offset, d = scales[level], offsets[level], dense[level]
         resolution, count = np.uint32(resolutions[level]), np.uint32(rows[level])
@@ -110,8 +117,8 @@ def _forward(first, last, positions, table, scales, resolutions, rows, offsets, 
 
 
 @njit(nogil=True, fastmath=True, cache=True, boundscheck=False)
-def _backward(first, last, positions, grad_out, scales, resolutions, rows, offsets, dense, grad_table):
-    n, f = positions.shape[0], grad_table.shape[1]
+def _backward(first, last, unit, positions, grad_out, scales, resolutions, rows, offsets, dense, grad_table):
+    n, f = positions.shape[0], len(unit)
     for level in range(first, last):
         scale, offset, d = scales[level], offsets[level], dense[level]
         resolution, count = np.uint32(resolutions[level]), np.uint32(rows[level])
