@@ -14,6 +14,7 @@ from .field.snapshot import Snapshot
 from .objects.objects import Object, find_objects
 from .query.prompt import PromptEncoder
 from .query.relevancy import peak
+from .query.relevancy import top_percent as top_percent_mask
 from .query.scores import Scores, Source, score_points
 
 
@@ -76,6 +77,7 @@ def answer(
     region: Sequence[Sequence[float]] | None = None,
     no_match: float | None = None,
     high: float | None = None,
+    top_percent: float | None = None,
     grasps: bool = True,
 ) -> Answer:
     """Find what prompts name.
@@ -86,6 +88,7 @@ def answer(
         region: search only inside [[x, y, z] low, [x, y, z] high].
         no_match, high: score thresholds (None = the encoder's calibration): a prompt whose peak stays below
             `no_match` has no answer; objects are seeded at `high` and grow down to a hysteresis below it.
+        top_percent: make objects of the best so many percent of the seen points instead (`no_match` still holds).
         grasps: whether to look for grasp candidates.
 
     Raises:
@@ -106,22 +109,28 @@ def answer(
     scores = score_points(
         snapshot, encoded, points, source=source or question.source, temperature=question.temperature
     )
-    calibration = texts.encoder.calibration
     values = scores.cosine if cosine else scores.relevancy
     floor = no_match if no_match is not None else question.no_match
     top = high if high is not None else config.objects.high
+    if cosine and (floor is None or top is None):
+        raise QueryError("raw cosines have no calibrated thresholds; give no_match and high, or ask for relevancy")
+    calibration = texts.encoder.calibration
     floor = calibration.no_match if floor is None else floor
     top = max(calibration.high if top is None else top, floor)
+    percent = question.top_percent if top_percent is None else top_percent
     answers = []
     for q, prompt in enumerate(encoded.prompts):
         best = peak(values[scores.seen, q])
         found: list[Object] = []
         if best >= floor:
-            # a weak but matching peak must still seed its own region
-            seed = min(top, best)
-            low = floor + config.objects.low_ratio * (seed - floor)
+            if percent is not None:
+                seed = low = float(values[scores.seen, q][top_percent_mask(values[scores.seen, q], percent)].min())
+            else:
+                # a weak but matching peak must still seed its own region
+                seed = min(top, best)
+                low = min(seed, floor + config.objects.low_ratio * (seed - floor))
             found = find_objects(
-                cloud, values[:, q], prompt=prompt.label, high=seed, low=min(low, seed), config=config.objects,
+                cloud, values[:, q], prompt=prompt.label, high=seed, low=low, config=config.objects,
                 gripper=config.gripper if grasps else None, seen=scores.seen, stamp_s=snapshot.stamp_s,
             )  # fmt: skip
         answers.append(PromptAnswer(prompt.label, best, bool(found), tuple(found)))

@@ -224,7 +224,7 @@ def export(map: Positional[Path], out: Positional[Path], overwrite: bool = False
 
 
 def bench(
-    what: Positional[Literal["online", "geometry", "memory"]],
+    what: Positional[Literal["online", "query", "geometry", "memory", "simulator"]],
     source: str = "simulator",
     json: bool = False,
     seeds: int = 6,
@@ -236,8 +236,10 @@ def bench(
 
     Args:
         what: online = a stream mapped and asked; field beside point map (the voxel average).
+            query = prompts against a million points, factored beside naive.
             geometry = signed distance beside density, learnt from the same depth.
             memory = a long stream against small budgets.
+            simulator = frames a second of the simulated camera.
         source: simulator, or a 7-Scenes folder with objects.json (held-out depth, colour and labelled boxes).
         json: end with one line of JSON.
         seeds: simulator scenes, from seed 0.
@@ -246,9 +248,15 @@ def bench(
         text_table: for a folder: the text vectors of the `precomputed` encoder.
     """
     from .benchmarks import geometry, memory, online
+    from .benchmarks import query as queries
+    from .benchmarks import simulator as camera
 
     if what == "geometry":
         return geometry.run(source, console=Console(), as_json=json, train_s=train_s)
+    if what == "query":
+        return queries.run(console=Console(), as_json=json)
+    if what == "simulator":
+        return camera.run(console=Console(), as_json=json)
     if what == "memory":
         return memory.run(console=Console(), as_json=json, frames=frames)
     return online.run(source, console=Console(), as_json=json, seeds=seeds, train_s=train_s, text_table=text_table)

@@ -168,7 +168,14 @@ class QueryConfig:
     source: Literal["auto", "field", "points"] = "auto"
     """Which map answers; auto prefers the field where it is trained and seen."""
     no_match: float | None = None
-    """Best score below this = no match; None = the encoder's calibrated default."""
+    """Best score below this = no match; None = the encoder's calibrated default (raw cosines have none)."""
+    top_percent: float | None = None
+    """Objects are made of the best so many percent of the seen points, instead of the points above a threshold."""
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, "temperature", self.temperature, "> 0")
+        percent = self.top_percent
+        _require(percent is None or 0 < percent <= 100, "top_percent", percent, "0 < percent <= 100, or None")
 
 
 @dataclass(frozen=True)

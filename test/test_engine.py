@@ -1,6 +1,7 @@
 """The engine: frames in, answers out, while it trains; what it does when things go wrong."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -63,6 +64,14 @@ def later(call: Callable, *args, **options) -> Future:
 def soon(call: Callable, *args, **options):
     """The call's result; TimeoutError where it hangs."""
     return later(call, *args, **options).result(timeout=PATIENCE_S)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition; fails where it never comes true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def engine_of(encoder=None, config=SMALL, **engine) -> Engine:
@@ -199,8 +208,7 @@ def test_an_encoder_that_falls_behind_drops_the_oldest_keyframes_features():
             soon(engine.submit, frame, block=True)
         assert encoder.arrived.wait(PATIENCE_S)
         # mapped without features, while the encoder is stuck
-        while job(engine, lambda m: len(m.keyframes)) < 12:
-            pass
+        until(lambda: job(engine, lambda m: len(m.keyframes)) == 12)
         encoder.gate.set()
         assert engine.drain(timeout_s=PATIENCE_S)
         counts = job(engine, lambda m: dict(m.counts))
@@ -351,11 +359,11 @@ def test_stop_ends_a_long_training_at_once():
     engine = engine_of()
     engine.start()
     feed(engine, stream(3))
+    engine.pause()
     started = steps(engine)
     training = later(engine.train, seconds=3600.0)
     waiting = later(engine.train, seconds=3600.0)
-    while engine._mapping.steps < started + 3:
-        pass
+    until(lambda: engine._mapping.steps >= started + 3 and len(engine._jobs) == 1)
     soon(engine.stop)
     taken, error = None, None
     for future in (training, waiting):
@@ -388,15 +396,14 @@ def test_a_paused_engine_maps_but_does_not_train():
         feed(engine, stream(7)[2:5])
         assert steps(engine) == before and job(engine, lambda m: len(m.keyframes)) == 5
         engine.pause(False)
-        reached = later(lambda: [steps(engine) for _ in iter(lambda: steps(engine) > before, True)])
-        reached.result(timeout=PATIENCE_S)
+        until(lambda: steps(engine) > before)
 
 
 def test_steps_per_keyframe_bound_training():
     config = replace(SMALL, train=replace(SMALL.train, steps_per_keyframe=4))
     with engine_of(config=config) as engine:
         feed(engine, stream(3))
-        later(lambda: [0 for _ in iter(lambda: steps(engine) >= 12, True)]).result(timeout=PATIENCE_S)
+        until(lambda: steps(engine) >= 12)
         feed(engine, [stream(3)[-1]] * 3)
         assert steps(engine) == 12, "no new view, no more steps"
 
@@ -423,8 +430,7 @@ def test_what_the_encoder_works_on_during_a_reset_belongs_to_the_old_map():
         for frame in stream(4):
             soon(engine.submit, frame, block=True)
         assert encoder.arrived.wait(PATIENCE_S)
-        while job(engine, lambda m: len(m.keyframes)) < 4:
-            pass
+        until(lambda: job(engine, lambda m: len(m.keyframes)) == 4)
         soon(engine.reset)
         assert not engine.drain(timeout_s=0.05), "it still works on it"
         encoder.gate.set()

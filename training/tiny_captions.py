@@ -198,16 +198,22 @@ def nouns_of(kind_name: str) -> tuple[str, ...]:
     return (kind.name, *kind.synonyms, *MORE_NOUNS.get(kind_name, ()))
 
 
+def taught_texts() -> list[str]:
+    """Every text whose words training gives a meaning; all other words stay without any."""
+    nouns = [noun for kind in KINDS for noun in nouns_of(kind.name)]
+    patterns = [text.format("") for text in TEMPLATES]
+    patterns += [text.format(c="", n="", p="") for text in (*COLOURED, *COLOUR_ALONE, *PART_PHRASES)]
+    stuff = [noun for names in STUFF_NOUNS.values() for noun in names]
+    return [*nouns, *patterns, *stuff, *COLOURS, "violet", *PARTS, *CANONICAL, *ABSENT]
+
+
 class CaptionSampler:
     """Draws each step's captions: every concept in random wordings, hard colour + kind distractors, absences."""
 
     def __init__(self, vocabulary: list[str]):
-        known = {word for noun in (*ABSENT, *HELD_OUT_ABSENT) for word in noun.split()}
-        known |= {word for kind in KINDS for noun in nouns_of(kind.name) for word in noun.split()}
-        known |= {word for nouns in STUFF_NOUNS.values() for noun in nouns for word in noun.split()}
-        known |= {*COLOURS, *PARTS, *CANONICAL}
-        known |= {word for t in (*TEMPLATES, *HELD_OUT_TEMPLATES, *COLOURED, *HELD_OUT_COLOURED) for word in t.split()}
-        self.strangers = [word for word in vocabulary if word not in known]
+        held_out = (*HELD_OUT_ABSENT, *HELD_OUT_TEMPLATES, *HELD_OUT_COLOURED)
+        avoided = {word for text in (*taught_texts(), *held_out) for word in text.split()}
+        self.strangers = [word for word in vocabulary if word not in avoided]
         self.kinds = [k.name for k in KINDS]
         self.colours = list(COLOURS)
 
@@ -270,7 +276,7 @@ class CaptionSampler:
         return "violet" if colour == "purple" and rng.random() < 0.15 else colour
 
     def _say(self, rng: np.random.Generator, phrase: str) -> str:
-        if rng.random() < 0.25:
+        if rng.random() < 0.15:
             # Meaningless company at any position teaches that only known words count.
             before, after = rng.integers(0, 5), rng.integers(0, 3)
             words = [self.strangers[i] for i in rng.integers(len(self.strangers), size=before + after)]

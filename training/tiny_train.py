@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_captions import Captions, CaptionSampler
+from tiny_captions import Captions, CaptionSampler, taught_texts
 from tiny_data import IGNORE, load_shards
 from torch import distributed
 from torch.nn import functional
@@ -210,17 +210,26 @@ def _work(rank: int, s: TrainSettings, rendezvous: str) -> None:
     torch.manual_seed(s.seed)
     model = new_model()
     with torch.no_grad():
-        # Words never taught stay exactly zero: they carry nothing.
         model.token_embedding.weight.zero_()
         model.logit_scale.fill_(float(np.log(14.0)))
     if s.resume:
         load_weights(model, s.resume)
+    # Words never taught stay exactly zero and carry nothing; Adam's steps for rare rows would be large noise instead.
+    untaught = torch.ones(len(model.token_embedding.weight), dtype=torch.bool)
+    untaught[new_tokenizer()(taught_texts()).reshape(-1)] = False
+    with torch.no_grad():
+        model.token_embedding.weight[untaught] = 0
     model = model.to(memory_format=torch.channels_last).train()
     average = copy.deepcopy(model).eval()
-    groups: dict[float, list[torch.nn.Parameter]] = {0.05: [], 0.0: []}
+    # The text tower follows slowly: at the image tower's rate it runs away from features that must answer to it.
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        groups[0.05 if parameter.ndim > 1 and "embedding" not in name else 0.0].append(parameter)
-    optimiser = torch.optim.AdamW([{"params": p, "weight_decay": decay} for decay, p in groups.items()], fused=True)
+        decay = 0.05 if parameter.ndim > 1 and "embedding" not in name else 0.0
+        share = 1.0 if name.startswith("visual.") else 0.3
+        groups.setdefault((decay, share), []).append(parameter)
+    optimiser = torch.optim.AdamW(
+        [{"params": p, "weight_decay": decay, "share": share} for (decay, share), p in groups.items()], fused=True
+    )
     stepper = _Stepper(model, np.random.default_rng([s.seed, rank]), s)
     start = last_print = last_save = time.monotonic()
     step, shown = 0, {}
@@ -231,12 +240,13 @@ def _work(rank: int, s: TrainSettings, rendezvous: str) -> None:
             break
         warm, cool = progress / 0.08, 0.5 * (1 + np.cos(np.pi * (progress - 0.08) / 0.92))
         for group in optimiser.param_groups:
-            group["lr"] = s.peak_rate * min(warm, cool) + 1e-6
+            group["lr"] = group["share"] * s.peak_rate * min(warm, cool) + 1e-6
         optimiser.zero_grad(set_to_none=True)
         loss, figures = stepper.loss()
         loss.backward()
         if s.workers > 1:
             _share_gradients(model, s.workers)
+        model.token_embedding.weight.grad[untaught] = 0
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimiser.step()
         step += 1

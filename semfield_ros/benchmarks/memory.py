@@ -1,4 +1,4 @@
-"""`semfield bench memory`: a long stream against small budgets; what is resident must stop growing when they are full."""
+"""`semfield bench memory`: a long stream against small budgets; resident memory must stop growing when they are full."""
 
 from __future__ import annotations
 

@@ -1,0 +1,35 @@
+"""`semfield bench simulator`: frames a second of the whole camera, beside casting its rays alone."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+
+from ..errors import SourceError
+from .report import json_line, show_table
+
+
+def run(*, console: Console, as_json: bool, frames: int = 90) -> int:
+    """320x240 with colour, noise and labels, as a stream gives it; the baseline is MuJoCo's ray casting of the same."""
+    try:
+        from ..sources.simulator import Simulator, SimulatorConfig
+    except ModuleNotFoundError as error:
+        raise SourceError("the simulator needs MuJoCo: pip install 'semfield_ros[sim]'") from error
+    rows, rates = [], []
+    for seed in range(3):
+        simulator = Simulator(SimulatorConfig(seed=seed, frames=frames))
+        poses = simulator.path(frames)
+        started = time.perf_counter()
+        for T_world_camera in poses:
+            simulator.cast(T_world_camera)
+        rays_hz = frames / (time.perf_counter() - started)
+        started = time.perf_counter()
+        count = sum(1 for _ in simulator)
+        rates.append((count / (time.perf_counter() - started), rays_hz))
+        rows.append([seed, len(simulator.objects), *rates[-1]])
+    show_table(console, "simulator, 320x240", ["seed", "objects", "frames/s", "rays alone, frames/s"], rows)
+    if as_json:
+        report = {"bench": "simulator", "frames_hz": min(r[0] for r in rates), "rays_hz": min(r[1] for r in rates)}
+        console.print(json_line(report), soft_wrap=True, highlight=False, markup=False)
+    return 0
