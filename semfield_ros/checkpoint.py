@@ -39,6 +39,13 @@ def _crc(tensor: torch.Tensor) -> int:
     return zlib.crc32(tensor.contiguous().numpy().reshape(-1).view(np.uint8).data)
 
 
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it: mkstemp ignores it and makes private files."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def _tensors(mapping: Mapping) -> dict[str, torch.Tensor]:
     tensors = {f"points.{k}": torch.from_numpy(np.ascontiguousarray(v)) for k, v in mapping.points.state().items()}
     if mapping.field is not None and mapping.trainer is not None and mapping.replay is not None:
@@ -95,6 +102,7 @@ def save(path: str | Path, mapping: Mapping, encoder: Encoder, *, overwrite: boo
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         os.close(handle)
+        os.chmod(temporary, 0o666 & ~_umask())
     except OSError as error:
         raise CheckpointError(f"cannot write into {path.parent}: {error}") from error
     try:

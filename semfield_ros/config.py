@@ -123,6 +123,11 @@ class FieldConfig:
     seed: int = 0
     """Initial weights."""
 
+    def __post_init__(self) -> None:
+        _require(self.extent_m is None or self.extent_m > 0, "extent_m", self.extent_m, "> 0, or None")
+        _require(self.truncation_m > 0, "truncation_m", self.truncation_m, "> 0")
+        _require(self.hidden in (16, 32, 64, 128), "hidden", self.hidden, "16, 32, 64, 128")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -153,6 +158,11 @@ class TrainConfig:
             1 <= self.free_samples + self.surface_samples <= 20,
             "free_samples + surface_samples", self.free_samples + self.surface_samples, "1 to 20",
         )
+        _require(self.free_samples >= 0, "free_samples", self.free_samples, ">= 0")
+        for name in ("rays", "feature_patches", "window_rays", "surface_samples"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
+        _require(self.steps_per_keyframe >= 0, "steps_per_keyframe", self.steps_per_keyframe, ">= 0")
         _require(0 <= self.recent_fraction <= 1, "recent_fraction", self.recent_fraction, "0 to 1")
 
 
@@ -261,6 +271,12 @@ class EngineConfig:
     """auto, cpu or cuda."""
     threads: int = 0
     """CPU threads of torch; 0 = leave as it is."""
+
+    def __post_init__(self) -> None:
+        for name in ("queue_size", "max_pending_jobs"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        _require(self.snapshot_period_s >= 0, "snapshot_period_s", self.snapshot_period_s, ">= 0")
+        _require(self.threads >= 0, "threads", self.threads, ">= 0")
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,10 @@ class Engine:
         self.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.stop()
+        if kind is None:
+            self.check()
 
     def start(self) -> None:
         """Start the threads; a second call does nothing."""
@@ -204,7 +206,7 @@ class Engine:
             self._changed.notify_all()
 
     def drain(self, timeout_s: float | None = None) -> bool:
-        """Wait until every submitted frame is mapped and encoded (not for training). False on time-out."""
+        """Wait until every submitted frame is mapped, encoded and in the snapshot. False on time-out."""
         with self._changed:
             done = self._changed.wait_for(
                 lambda: self._stopping
@@ -212,6 +214,8 @@ class Engine:
                 timeout_s,
             )
         self.check()
+        if done and not self._stopping:
+            self.snapshot(fresh=True)
         return done
 
     def train(self, *, steps: int | None = None, seconds: float | None = None) -> int:

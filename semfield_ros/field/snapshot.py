@@ -12,8 +12,8 @@ from ..cloud import SurfaceCloud
 from ..memory.point_map import PointMap, voxel_keys
 from .model import Field
 
-TRUSTED_STEPS = 60
-"""A surface is the field's after this many steps in which replay could draw it (about two seconds on two cores)."""
+TRUSTED_STEPS = 300
+"""A surface is the field's after this many steps in which replay could draw it: about where it overtakes the point map."""
 
 
 @dataclass(frozen=True)

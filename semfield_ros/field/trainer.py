@@ -120,17 +120,18 @@ class Trainer:
         target = (along * batch.incidence[:, None]).clamp(-truncation, truncation)
         target[:, : config.free_samples] = truncation
         error = (distance - target).abs() / truncation
-        # free space is a bound, not a value: only too small distances are wrong there
         losses = {
             "sdf": 5 * error[:, config.free_samples :].mean(),
             "free": error[:, : config.free_samples].mean() if config.free_samples else distance.new_zeros(()),
         }
         encoded = encoded.view(n, z.shape[1], -1)
-        nearest = config.free_samples + config.surface_samples // 2
+        # the sample just before or just behind the surface, in turn, so that colour is not learnt off to one side
+        side = torch.arange(n, device=z.device) % min(2, config.surface_samples)
+        nearest = encoded[torch.arange(n, device=z.device), config.free_samples + config.surface_samples // 2 - side]
         for name in field.heads:
             head = field.head(name)
             if head.config.grid == "geometry":
-                values = head.hidden(encoded[:, nearest], batch.directions)
+                values = head.hidden(nearest, batch.directions)
                 losses[name] = head_loss(head.config, head.finish(values), batch.rgb)
         return losses, z.numel()
 
