@@ -74,6 +74,7 @@ class Engine:
         self._jobs: deque[tuple[Callable[[Mapping], Any], Future]] = deque()
         self._changed = threading.Condition()
         self._error: BaseException | None = None
+        self._told = False
         self._stopping = False
         self._training = True
         self._steps_left = 0
@@ -91,7 +92,7 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.stop()
-        if kind is None:
+        if kind is None and not self._told:  # an error nobody has met yet must not end in silence
             self.check()
 
     def start(self) -> None:
@@ -133,10 +134,12 @@ class Engine:
             _, future = self._jobs.popleft()
             if not future.done():
                 future.set_exception(error)
+                self._told = True
 
     def check(self) -> None:
         """Raise EngineError if a worker has failed."""
         if self._error is not None:
+            self._told = True
             raise EngineError(f"a worker of the engine failed: {self._error!r}") from self._error
 
     # ---- what callers do -------------------------------------------------------------------------------------

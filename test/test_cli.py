@@ -26,7 +26,8 @@ def results(tmp_path_factory):
 def test_run_writes_everything(results):
     names = sorted(path.name for path in results.iterdir())
     assert names == [
-        "labelled.ply", "map.semfield", "objects.json", "relevancy-00-red.ply", "relevancy-01-a-blue-thing.ply", "sheet.png",
+        "labelled.ply", "map.semfield", "objects.json", "relevancy-00-red.ply", "relevancy-01-a-blue-thing.ply",
+        "sheet.png",
     ]  # fmt: skip
 
 

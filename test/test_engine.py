@@ -290,6 +290,16 @@ def test_a_workers_exception_reaches_the_owner(fails_at):
     soon(engine.stop)
 
 
+def test_an_error_nobody_met_is_raised_at_the_end_of_the_block():
+    encoder = Faulty(fails_at=1)
+    with pytest.raises(EngineError, match="the lens is dirty"):
+        with engine_of(encoder) as engine:
+            for frame in stream(2):
+                soon(engine.submit, frame, block=True)
+            for thread in engine._threads:
+                thread.join(PATIENCE_S)
+
+
 def test_jobs_that_wait_fail_with_the_worker():
     encoder = Faulty(fails_at=1, gated_from=1)
     with engine_of(encoder) as engine:

@@ -9,6 +9,7 @@ from analytic_scene import SMALL, frame_at, ring, stream
 
 from semfield_ros.config import EncoderConfig
 from semfield_ros.encoders import create
+from semfield_ros.field.snapshot import TRUSTED_STEPS
 from semfield_ros.field.workspace import Workspace
 from semfield_ros.geometry import back_project, look_at
 from semfield_ros.mapping import MAX_EXTENT_M, Mapping, outgrown, pick_device, workspace_around
@@ -66,7 +67,7 @@ def test_an_outgrown_workspace_starts_the_field_again():
     mapping = following()
     for i in range(3):
         add(mapping, view_from(0.1 * i, float(i)))
-    for _ in range(80):
+    for _ in range(TRUSTED_STEPS + 1):
         mapping.train_step()
     small = mapping.field.workspace
     assert mapping.snapshot().trusted.any()

@@ -1,4 +1,4 @@
-"""`semfield bench memory`: a long stream against small budgets; resident memory must stop growing when they are full."""
+"""`semfield bench memory`: a long stream against small budgets; once they are full, memory must not grow."""
 
 from __future__ import annotations
 

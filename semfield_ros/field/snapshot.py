@@ -13,7 +13,7 @@ from ..memory.point_map import PointMap, voxel_keys
 from .model import Field
 
 TRUSTED_STEPS = 300
-"""A surface is the field's after this many steps in which replay could draw it: about where it overtakes the point map."""
+"""A surface is the field's after this many steps in which replay could draw it: where it overtakes the point map."""
 
 
 @dataclass(frozen=True)
