@@ -118,9 +118,10 @@ def answer(
     floor = calibration.no_match if floor is None else floor
     top = max(calibration.high if top is None else top, floor)
     percent = question.top_percent if top_percent is None else top_percent
+    evidence = max(8, round(question.evidence_area_m2 / snapshot.voxel_size_m**2))
     answers = []
     for q, prompt in enumerate(encoded.prompts):
-        best = peak(values[scores.seen, q])
+        best = peak(values[scores.seen, q], evidence)
         found: list[Object] = []
         if best >= floor:
             if percent is not None:

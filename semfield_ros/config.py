@@ -179,6 +179,8 @@ class QueryConfig:
     """Which map answers; auto prefers the field where it is trained and seen."""
     no_match: float | None = None
     """Best score below this = no match; None = the encoder's calibrated default (raw cosines have none)."""
+    evidence_area_m2: float = 0.008
+    """A prompt's peak is the mean score of the best so much surface: a few stray voxels are no evidence."""
     top_percent: float | None = None
     """Objects are made of the best so many percent of the seen points, instead of the points above a threshold."""
 

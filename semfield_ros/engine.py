@@ -26,6 +26,7 @@ from .config import SemfieldConfig
 from .encoders import create
 from .encoders.base import Encoder, Target
 from .errors import EngineError
+from .field.hash_grid import warm_up
 from .field.snapshot import Snapshot
 from .frame import Frame, within_range
 from .mapping import Mapping, MappingStatus, pick_device
@@ -101,6 +102,9 @@ class Engine:
             raise EngineError("this engine was stopped; make a new one (a saved map can be loaded into it)")
         if self._threads:
             return
+        if self.device == "cpu":
+            # beside the first frames, which the point map answers alone
+            threading.Thread(target=warm_up, name="semfield-compile", daemon=True).start()
         for name, loop in (("semfield-engine", self._engine_loop), ("semfield-encoder", self._encoder_loop)):
             thread = threading.Thread(target=self._guard, args=(loop,), name=name, daemon=True)
             self._threads.append(thread)

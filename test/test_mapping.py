@@ -83,7 +83,7 @@ def test_an_outgrown_workspace_starts_the_field_again():
         assert not outgrown(mapping.field.workspace, cloud) or extents[-1] == MAX_EXTENT_M
     assert grown and np.all(np.diff(extents) >= 0) and extents[-1] <= MAX_EXTENT_M
     assert 1 <= mapping.counts["workspaces"] <= 10 and mapping.counts["workspaces"] == len(np.unique(extents)) - 1
-    for _ in range(61):
+    for _ in range(TRUSTED_STEPS):
         mapping.train_step()
     assert mapping.snapshot().trusted.any()
 

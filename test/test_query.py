@@ -218,7 +218,7 @@ def test_a_robust_peak():
     score = np.zeros(100_000)
     score[:50] = 0.8
     score[0] = 100.0
-    assert peak(score) == pytest.approx((100 + 49 * 0.8) / 50)
+    assert peak(score, 50) == pytest.approx((100 + 49 * 0.8) / 50)
     assert peak(np.array([0.2, 0.4])) == pytest.approx(0.3), "fewer points than a peak needs"
     assert peak(np.zeros(0)) == float("-inf")
 

@@ -116,6 +116,12 @@ class HashGrid(torch.nn.Module):
         return _forward(self.table, positions, self._arguments)
 
 
+def warm_up() -> None:
+    """Compile the CPU kernels (seconds the first time on a machine, then from numba's cache); nothing without numba."""
+    if kernels is not None:
+        kernels.compile_kernels()
+
+
 def _forward(table: torch.Tensor, positions: torch.Tensor, arguments: tuple[np.ndarray, ...]) -> torch.Tensor:
     out = torch.empty(len(positions), len(arguments[0]), table.shape[1])
     kernels.forward(positions.detach().contiguous().numpy(), table.detach().numpy(), arguments, out.numpy())

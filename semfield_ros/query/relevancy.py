@@ -67,9 +67,9 @@ def hysteresis(points: np.ndarray, score: np.ndarray, *, high: float, low: float
     return selected
 
 
-def peak(score: np.ndarray, share: float = 0.0005, at_least: int = 8) -> float:
-    """A robust maximum: the mean of the best `share` of the scores (at least `at_least`); -inf without points."""
+def peak(score: np.ndarray, count: int = 8) -> float:
+    """A robust maximum: the mean of the best `count` scores (of all where there are fewer); -inf without points."""
     if not len(score):
         return float("-inf")
-    n = min(len(score), max(at_least, int(len(score) * share)))
+    n = min(len(score), max(1, count))
     return float(np.partition(score, len(score) - n)[-n:].mean())
