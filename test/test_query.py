@@ -48,7 +48,7 @@ def untrained() -> Snapshot:
 
 @pytest.fixture(scope="module")
 def trained() -> Snapshot:
-    return mapped(steps=150).snapshot()
+    return mapped(steps=TRUSTED_STEPS).snapshot()
 
 
 @pytest.fixture(scope="module")
