@@ -133,6 +133,7 @@ def answer(
             found = find_objects(
                 cloud, values[:, q], prompt=prompt.label, high=seed, low=low, config=config.objects,
                 gripper=config.gripper if grasps else None, seen=scores.seen, stamp_s=snapshot.stamp_s,
+                evidence=evidence,
             )  # fmt: skip
         answers.append(PromptAnswer(prompt.label, best, bool(found), tuple(found)))
     share = scores.from_field[scores.seen].mean() if scores.seen.any() else 0.0

@@ -333,3 +333,19 @@ def test_principal_box_of_a_leaning_rod():
     found = principal_box(moved(box([0, 0, 0], [0.4, 0.05, 0.02]), rotation=R)[0])
     np.testing.assert_allclose(found.half_extents, [0.2, 0.025, 0.01], atol=2e-3)
     assert abs(found.axes[:, 0] @ R[:, 0]) > 0.999
+
+
+def test_a_whole_thing_comes_before_a_splinter_that_scores_higher():
+    """With evidence asked for: 300 points at .8 beat 15 points at .9; by score alone it is the other way round."""
+    rng = np.random.default_rng(0)
+    whole = rng.uniform(-0.04, 0.04, (300, 3)) + [0.0, 0.0, 0.3]
+    splinter = rng.uniform(-0.01, 0.01, (15, 3)) + [0.5, 0.0, 0.3]
+    points = np.concatenate([whole, splinter]).astype(np.float32)
+    n = len(points)
+    cloud = SurfaceCloud(
+        points, np.zeros((n, 3), np.float32), np.full((n, 3), 128, np.uint8), np.full(n, 5, np.int32), np.zeros(n)
+    )
+    score = np.where(np.arange(n) < 300, 0.8, 0.9)
+    first = find_objects(cloud, score, prompt="x", high=0.75, low=0.6, evidence=80)[0]
+    assert first.n_points == 300 and first.id == 0
+    assert find_objects(cloud, score, prompt="x", high=0.75, low=0.6)[0].n_points == 15

@@ -73,6 +73,7 @@ def find_objects(
     features: np.ndarray | None = None,
     seen: np.ndarray | None = None,
     stamp_s: float = 0.0,
+    evidence: int = 0,
 ) -> list[Object]:
     """The objects of a scored cloud, best first; none is a normal answer.
 
@@ -84,6 +85,8 @@ def find_objects(
         score: [N], relevancy or cosine of every point; NaN = none. high, low: thresholds, low <= high.
         gripper: None = no grasps. features: [N, F] to tell touching things apart; colour is used where None.
         seen: [N] bool; unseen points are never part of an object. stamp_s: time of the question.
+        evidence: objects are ranked by the sum of their best so many scores, so that a splinter of a high score does
+            not come before a whole thing; 0 = by score alone.
 
     Raises:
         QueryError: arrays that do not belong together, or thresholds the wrong way round.
@@ -107,7 +110,12 @@ def find_objects(
         cloud, score, high=high, low=low, config=config, support_heights_m=heights, features=features, seen=seen
     )
     scored = [(top_mean(np.asarray(score[rows], dtype=np.float64)), rows) for rows in regions]
-    scored.sort(key=lambda item: (-item[0], item[1][0]))
+
+    def rank(item: tuple[float, np.ndarray]) -> tuple[float, int]:
+        value, rows = item
+        return -(float(np.sort(score[rows])[-evidence:].sum()) if evidence else value), int(rows[0])
+
+    scored.sort(key=rank)
     objects = []
     for number, (value, rows) in enumerate(scored[: config.max_objects]):
         part = cloud[rows]
