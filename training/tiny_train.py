@@ -317,13 +317,20 @@ def _shared(value: float, workers: int) -> float:
 
 
 def _share_gradients(model: torch.nn.Module, workers: int) -> None:
-    """Replace every gradient by its mean over the workers."""
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
-    flat = torch.cat([g.reshape(-1) for g in gradients])
+    """Replace every gradient by its mean over the workers.
+
+    Gradients keep their memory layout: the fused AdamW walks weight and gradient side by side in memory, and would
+    pair the wrong elements of a channels-last weight with those of a contiguous gradient.
+    """
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
     distributed.all_reduce(flat)
     flat /= workers
-    for parameter, part in zip(model.parameters(), flat.split([g.numel() for g in gradients])):
-        parameter.grad = part.view_as(parameter)
+    for parameter, part in zip(model.parameters(), flat.split([p.numel() for p in model.parameters()])):
+        assert parameter.grad is not None and parameter.grad.stride() == parameter.stride()
+        parameter.grad.copy_(part.view_as(parameter))
 
 
 assert CLASS_NAMES[FIRST_KIND] == "mug"

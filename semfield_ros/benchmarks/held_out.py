@@ -25,6 +25,18 @@ class HeldOut:
     psnr_db: float
 
 
+def sampled_rays(
+    frame: Frame, pixels: int, rng: np.random.Generator
+) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    """At most `pixels` random pixels with measured depth: flat indices [n], world ray origins, directions [n, 3]."""
+    valid = np.flatnonzero(frame.depth_m.reshape(-1) > 0)
+    pick = rng.choice(valid, min(pixels, len(valid)), replace=False)
+    v, u = np.divmod(pick, frame.camera.width)
+    T = frame.T_world_camera.astype(np.float32)
+    rays = torch.from_numpy(pixel_directions(frame.camera, u, v) @ T[:3, :3].T)
+    return pick, torch.from_numpy(T[:3, 3]).expand_as(rays), rays
+
+
 def rate(snapshot: Snapshot, frames: Sequence[Frame], *, pixels: int, far_m: float, seed: int = 0) -> HeldOut:
     """Render `pixels` random pixels of each frame from its pose alone, and compare.
 
@@ -34,12 +46,7 @@ def rate(snapshot: Snapshot, frames: Sequence[Frame], *, pixels: int, far_m: flo
     rng = np.random.default_rng(seed)
     predicted_m, measured_m, predicted, measured = [], [], [], []
     for frame in frames:
-        valid = np.flatnonzero(frame.depth_m.reshape(-1) > 0)
-        pick = rng.choice(valid, min(pixels, len(valid)), replace=False)
-        v, u = np.divmod(pick, frame.camera.width)
-        T = frame.T_world_camera.astype(np.float32)
-        rays = torch.from_numpy(pixel_directions(frame.camera, u, v) @ T[:3, :3].T)
-        origins = torch.from_numpy(T[:3, 3]).expand_as(rays)
+        pick, origins, rays = sampled_rays(frame, pixels, rng)
         device = next(snapshot.field.parameters()).device
         out = render(snapshot.field, origins.to(device), rays.to(device), ("rgb",), far_m=far_m)
         predicted_m.append(out.depth.cpu().numpy())

@@ -85,71 +85,52 @@ def _row(x, y, z, dense, resolution, rows):
     return (x ^ (y * _PY) ^ (z * _PZ)) % rows
 
 
+@njit(inline="always")
+def _corners(position, scale, resolution, rows, offset, dense):
+    """Table rows and trilinear weights of the eight corners around a position."""
+    count, edge, one = np.uint32(rows), np.uint32(resolution), np.uint32(1)
+    x = position[0] * scale + np.float32(0.5)
+    y = position[1] * scale + np.float32(0.5)
+    z = position[2] * scale + np.float32(0.5)
+    x0, y0, z0 = np.uint32(x), np.uint32(y), np.uint32(z)
+    x1, y1, z1 = x0 + one, y0 + one, z0 + one
+    fx, fy, fz = x - np.float32(x0), y - np.float32(y0), z - np.float32(z0)
+    gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
+    return (
+        (offset + _row(x0, y0, z0, dense, edge, count), gx * gy * gz),
+        (offset + _row(x1, y0, z0, dense, edge, count), fx * gy * gz),
+        (offset + _row(x0, y1, z0, dense, edge, count), gx * fy * gz),
+        (offset + _row(x1, y1, z0, dense, edge, count), fx * fy * gz),
+        (offset + _row(x0, y0, z1, dense, edge, count), gx * gy * fz),
+        (offset + _row(x1, y0, z1, dense, edge, count), fx * gy * fz),
+        (offset + _row(x0, y1, z1, dense, edge, count), gx * fy * fz),
+        (offset + _row(x1, y1, z1, dense, edge, count), fx * fy * fz),
+    )
+
+
 @njit(nogil=True, fastmath=True, cache=True, boundscheck=False)
 def _forward(first, last, unit, positions, table, scales, resolutions, rows, offsets, dense, out):
-    n, f = positions.shape[0], len(unit)
     for level in range(first, last):
-        scale, offset, d = scales[level], offsets[level], dense[level]
-        resolution, count = np.uint32(resolutions[level]), np.uint32(rows[level])
-        one = np.uint32(1)
-        for i in range(n):
-            x = positions[i, 0] * scale + np.float32(0.5)
-            y = positions[i, 1] * scale + np.float32(0.5)
-            z = positions[i, 2] * scale + np.float32(0.5)
-            x0, y0, z0 = np.uint32(x), np.uint32(y), np.uint32(z)
-            fx, fy, fz = x - np.float32(x0), y - np.float32(y0), z - np.float32(z0)
-            gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
-            r0 = offset + _row(x0, y0, z0, d, resolution, count)
-            r1 = offset + _row(x0 + one, y0, z0, d, resolution, count)
-            r2 = offset + _row(x0, y0 + one, z0, d, resolution, count)
-            r3 = offset + _row(x0 + one, y0 + one, z0, d, resolution, count)
-            r4 = offset + _row(x0, y0, z0 + one, d, resolution, count)
-            r5 = offset + _row(x0 + one, y0, z0 + one, d, resolution, count)
-            r6 = offset + _row(x0, y0 + one, z0 + one, d, resolution, count)
-            r7 = offset + _row(x0 + one, y0 + one, z0 + one, d, resolution, count)
-            w0, w1, w2, w3 = gx * gy * gz, fx * gy * gz, gx * fy * gz, fx * fy * gz
-            w4, w5, w6, w7 = gx * gy * fz, fx * gy * fz, gx * fy * fz, fx * fy * fz
-            for c in range(f):
-                out[i, level, c] = (
-                    w0 * table[r0, c] + w1 * table[r1, c] + w2 * table[r2, c] + w3 * table[r3, c]
-                    + w4 * table[r4, c] + w5 * table[r5, c] + w6 * table[r6, c] + w7 * table[r7, c]
-                )
+        scale, resolution, count = scales[level], resolutions[level], rows[level]
+        offset, d = offsets[level], dense[level]
+        for i in range(positions.shape[0]):
+            corners = _corners(positions[i], scale, resolution, count, offset, d)
+            for c in range(len(unit)):
+                total = np.float32(0)
+                for row, weight in corners:
+                    total += weight * table[row, c]
+                out[i, level, c] = total
 
 
 @njit(nogil=True, fastmath=True, cache=True, boundscheck=False)
 def _backward(first, last, unit, positions, grad_out, scales, resolutions, rows, offsets, dense, grad_table):
-    n, f = positions.shape[0], len(unit)
     for level in range(first, last):
-        scale, offset, d = scales[level], offsets[level], dense[level]
-        resolution, count = np.uint32(resolutions[level]), np.uint32(rows[level])
-        one = np.uint32(1)
-        for i in range(n):
-            x = positions[i, 0] * scale + np.float32(0.5)
-            y = positions[i, 1] * scale + np.float32(0.5)
-            z = positions[i, 2] * scale + np.float32(0.5)
-            x0, y0, z0 = np.uint32(x), np.uint32(y), np.uint32(z)
-            fx, fy, fz = x - np.float32(x0), y - np.float32(y0), z - np.float32(z0)
-            gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
-            r0 = offset + _row(x0, y0, z0, d, resolution, count)
-            r1 = offset + _row(x0 + one, y0, z0, d, resolution, count)
-            r2 = offset + _row(x0, y0 + one, z0, d, resolution, count)
-            r3 = offset + _row(x0 + one, y0 + one, z0, d, resolution, count)
-            r4 = offset + _row(x0, y0, z0 + one, d, resolution, count)
-            r5 = offset + _row(x0 + one, y0, z0 + one, d, resolution, count)
-            r6 = offset + _row(x0, y0 + one, z0 + one, d, resolution, count)
-            r7 = offset + _row(x0 + one, y0 + one, z0 + one, d, resolution, count)
-            w0, w1, w2, w3 = gx * gy * gz, fx * gy * gz, gx * fy * gz, fx * fy * gz
-            w4, w5, w6, w7 = gx * gy * fz, fx * gy * fz, gx * fy * fz, fx * fy * fz
-            for c in range(f):
-                g = grad_out[i, level, c]
-                grad_table[r0, c] += w0 * g
-                grad_table[r1, c] += w1 * g
-                grad_table[r2, c] += w2 * g
-                grad_table[r3, c] += w3 * g
-                grad_table[r4, c] += w4 * g
-                grad_table[r5, c] += w5 * g
-                grad_table[r6, c] += w6 * g
-                grad_table[r7, c] += w7 * g
+        scale, resolution, count = scales[level], resolutions[level], rows[level]
+        offset, d = offsets[level], dense[level]
+        for i in range(positions.shape[0]):
+            for row, weight in _corners(positions[i], scale, resolution, count, offset, d):
+                for c in range(len(unit)):
+                    grad_table[row, c] += weight * grad_out[i, level, c]
 
 
 @njit(nogil=True, fastmath=True, cache=True, boundscheck=False)
