@@ -283,3 +283,25 @@ def test_window_fit_recovers_a_known_blur():
     assert fitted.sum() == pytest.approx(1, abs=1e-4)
     np.testing.assert_allclose(fitted[1:-1, 1:-1], kernel, atol=0.03)
     np.testing.assert_allclose(fitted, fitted.T, atol=1e-6)
+
+
+def test_shared_gradients_keep_the_layout_the_fused_optimiser_relies_on(tmp_path):
+    from tiny_train import _share_gradients
+    from torch import distributed, nn
+
+    def stepped(share: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)).to(memory_format=torch.channels_last)
+        optimiser = torch.optim.AdamW(model.parameters(), fused=True, lr=0.1)
+        model(torch.randn(2, 3, 8, 8)).square().sum().backward()
+        if share:
+            _share_gradients(model, 1)
+        optimiser.step()
+        return [p.detach().clone() for p in model.parameters()]
+
+    distributed.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        for alone, shared in zip(stepped(False), stepped(True)):
+            torch.testing.assert_close(alone, shared)
+    finally:
+        distributed.destroy_process_group()

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from ..answer import answer
-from ..config import EncoderConfig, MemoryConfig, SemfieldConfig, demo_config
+from ..config import EncoderConfig, MemoryConfig, ObjectConfig, SemfieldConfig, demo_config
 from ..engine import Engine
 from ..errors import QueryError, SourceError
 from ..evaluation.metrics import confusion_matrix, inside_boxes, localised, segmentation, top_share_inside
@@ -26,6 +26,8 @@ from .held_out import rate as rate_held_out
 from .report import json_line, mean, peak_rss_mb, show_table
 
 MAPS: tuple[Literal["field", "points"], ...] = ("field", "points")
+UP = {"redkitchen": (0.007, -0.890, -0.455)}
+"""Against gravity where a recording's axes are the first camera's: the normal of its table."""
 ABSENT = ("elephant", "airplane", "horse", "pizza", "toilet", "bicycle", "umbrella", "surfboard", "giraffe", "zebra")
 
 
@@ -158,6 +160,7 @@ def recorded(console: Console, folder: Path, train_s: float, text_table: Path | 
         SemfieldConfig(),
         encoder=EncoderConfig(name="precomputed", text_table=str(text_table)),
         memory=MemoryConfig(min_translation_m=1e-6, min_rotation_deg=1e-6),
+        objects=ObjectConfig(up=UP.get(folder.name, (0.0, 0.0, 1.0))),
     )
     frames = list(open_source(str(folder), width=320, frame_config=config.frame))
     held_out_frames = frames[::8]

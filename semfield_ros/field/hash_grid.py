@@ -18,7 +18,7 @@ from ..config import GridConfig
 
 try:
     from . import hash_grid_cpu as kernels
-except ImportError:  # numba is an accelerator, not a need
+except (ImportError, RuntimeError):  # an accelerator, not a need; RuntimeError: nowhere to keep its cache
     kernels = None  # type: ignore[assignment]
 
 PRIMES = (1, 2654435761, 805459861)
