@@ -100,6 +100,7 @@ def evaluate(a: argparse.Namespace) -> None:
     figures, table = report(
         model, new_tokenizer(), a.views, range(min(a.eval_scenes, 60)), CALIBRATION_SCENES[: a.eval_scenes]
     )
+    figures = json.loads(json.dumps(figures), parse_float=lambda text: round(float(text), 4))
     update_meta(a.meta, no_match=figures["no_match"], high=figures["high"], figures=figures)
     print(table)
     print(json.dumps(figures))

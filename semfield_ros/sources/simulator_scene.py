@@ -19,6 +19,8 @@ FLOOR_Z_M = -0.72
 ROOM_HALF_M = 2.1
 STUFF_GROUP, OBJECT_GROUP = 0, 1
 """MuJoCo geom groups."""
+TABLE_TOP_GEOM = 0
+"""The table top is the first geom of every scene."""
 _CELL_M = 0.004
 
 
