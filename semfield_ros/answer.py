@@ -20,7 +20,7 @@ from .query.scores import Scores, Source, score_points
 
 @dataclass(frozen=True)
 class PromptAnswer:
-    """One prompt's answer: `matched` False (with no objects) is a normal one. `peak` is the robust best score."""
+    """One prompt's answer; `matched` False (no objects) is a normal one. `peak`: mean score of its best surface."""
 
     label: str
     peak: float
@@ -87,7 +87,8 @@ def answer(
         negatives: what to tell it apart from (None = the canonical four). source: auto, field or points.
         region: search only inside [[x, y, z] low, [x, y, z] high].
         no_match, high: score thresholds (None = the encoder's calibration): a prompt whose peak stays below
-            `no_match` has no answer; objects are seeded at `high` and grow down to a hysteresis below it.
+            `no_match` has no answer, and no object is listed that stays below it; objects are seeded at `high` and
+            grow down to `config.objects.low`.
         top_percent: make objects of the best so many percent of the seen points instead (`no_match` still holds).
         grasps: whether to look for grasp candidates.
 
@@ -117,6 +118,9 @@ def answer(
     calibration = texts.encoder.calibration
     floor = calibration.no_match if floor is None else floor
     top = max(calibration.high if top is None else top, floor)
+    bottom = calibration.low if config.objects.low is None else config.objects.low
+    if cosine and config.objects.low is None:
+        bottom = floor
     percent = question.top_percent if top_percent is None else top_percent
     evidence = max(8, round(question.evidence_area_m2 / snapshot.voxel_size_m**2))
     answers = []
@@ -124,16 +128,18 @@ def answer(
         best = peak(values[scores.seen, q], evidence)
         found: list[Object] = []
         if best >= floor:
+            least = floor
             if percent is not None:
+                least = -np.inf
                 seed = low = float(values[scores.seen, q][top_percent_mask(values[scores.seen, q], percent)].min())
             else:
                 # a weak but matching peak must still seed its own region
                 seed = min(top, best)
-                low = min(seed, floor + config.objects.low_ratio * (seed - floor))
+                low = min(seed, bottom)
             found = find_objects(
                 cloud, values[:, q], prompt=prompt.label, high=seed, low=low, config=config.objects,
                 gripper=config.gripper if grasps else None, seen=scores.seen, stamp_s=snapshot.stamp_s,
-                evidence=evidence,
+                evidence=evidence, least=least,
             )  # fmt: skip
         answers.append(PromptAnswer(prompt.label, best, bool(found), tuple(found)))
     share = scores.from_field[scores.seen].mean() if scores.seen.any() else 0.0

@@ -224,7 +224,7 @@ def export(map: Positional[Path], out: Positional[Path], overwrite: bool = False
 
 
 def bench(
-    what: Positional[Literal["online", "query", "geometry", "memory", "simulator"]],
+    what: Positional[Literal["online", "query", "geometry", "memory", "simulator", "calibrate"]],
     source: str = "simulator",
     json: bool = False,
     seeds: int = 6,
@@ -240,6 +240,7 @@ def bench(
             geometry = signed distance beside density, learnt from the same depth.
             memory = a long stream against small budgets.
             simulator = frames a second of the simulated camera.
+            calibrate = thresholds of the embedded encoder on scenes kept for that.
         source: simulator, or a 7-Scenes folder with objects.json (held-out depth, colour and labelled boxes).
         json: end with one line of JSON.
         seeds: simulator scenes, from seed 0.
@@ -247,7 +248,7 @@ def bench(
         frames: length of the long stream.
         text_table: for a folder: the text vectors of the `precomputed` encoder.
     """
-    from .benchmarks import geometry, memory, online
+    from .benchmarks import calibrate, geometry, memory, online
     from .benchmarks import query as queries
     from .benchmarks import simulator as camera
 
@@ -255,6 +256,8 @@ def bench(
         return geometry.run(source, console=Console(), as_json=json, train_s=train_s)
     if what == "query":
         return queries.run(console=Console(), as_json=json)
+    if what == "calibrate":
+        return calibrate.run(console=Console(), as_json=json, seeds=seeds, train_s=train_s)
     if what == "simulator":
         return camera.run(console=Console(), as_json=json)
     if what == "memory":

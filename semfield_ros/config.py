@@ -179,7 +179,7 @@ class QueryConfig:
     """Which map answers; auto prefers the field where it is trained and seen."""
     no_match: float | None = None
     """Best score below this = no match; None = the encoder's calibrated default (raw cosines have none)."""
-    evidence_area_m2: float = 0.008
+    evidence_area_m2: float = 0.012
     """A prompt's peak is the mean score of the best so much surface: a few stray voxels are no evidence."""
     top_percent: float | None = None
     """Objects are made of the best so many percent of the seen points, instead of the points above a threshold."""
@@ -196,8 +196,8 @@ class ObjectConfig:
 
     high: float | None = None
     """Seeds of a region score at least this; None = the encoder's calibrated default."""
-    low_ratio: float = 0.75
-    """Hysteresis: growth stops below no-match + low_ratio (high - no-match)."""
+    low: float | None = None
+    """Regions grow down to this score (hysteresis); None = the encoder's calibrated default."""
     radius_m: float = 0.03
     """Neighbours are at most this far apart."""
     max_normal_angle_deg: float = 60.0
@@ -216,7 +216,6 @@ class ObjectConfig:
     max_objects: int = 20
 
     def __post_init__(self) -> None:
-        _require(0 <= self.low_ratio <= 1, "low_ratio", self.low_ratio, "0 to 1")
         _require(self.radius_m > 0, "radius_m", self.radius_m, "> 0")
         _require(0 < self.max_normal_angle_deg <= 180, "max_normal_angle_deg", self.max_normal_angle_deg, "0 to 180")
         _require(-1 <= self.min_feature_cosine <= 1, "min_feature_cosine", self.min_feature_cosine, "-1 to 1")

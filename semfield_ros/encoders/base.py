@@ -100,11 +100,13 @@ class Target:
 class Calibration:
     """Where this encoder's scores mean something, measured on data not used to train it.
 
-    `no_match`: best relevancy below this = absent. `high`: relevancy of a confident hit.
+    Relevancies: a prompt whose best surface stays below `no_match` is absent; objects are seeded at `high` and grow
+    down to `low`.
     """
 
     no_match: float = 0.5
     high: float = 0.55
+    low: float = 0.5
 
 
 @runtime_checkable

@@ -58,7 +58,7 @@ class StubEncoder:
 
     name = "stub"
     has_text = True
-    calibration = Calibration(no_match=0.5, high=0.8)
+    calibration = Calibration(no_match=0.5, high=0.8, low=0.5)
 
     def __init__(self, dim: int = 32):
         if dim <= len(PALETTE):

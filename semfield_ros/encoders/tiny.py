@@ -109,7 +109,7 @@ class TinyEncoder:
         self._model = load_weights(new_model(), weights).to(self._device)
         try:
             meta = json.loads(meta_path.read_text())
-            self.calibration = Calibration(float(meta["no_match"]), float(meta["high"]))
+            self.calibration = Calibration(**{k: float(v) for k, v in meta["map_thresholds"].items()})
             self._window = Window(np.asarray(meta["window"], np.float32), float(meta["window_pitch_px"]))
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(

@@ -74,6 +74,7 @@ def find_objects(
     seen: np.ndarray | None = None,
     stamp_s: float = 0.0,
     evidence: int = 0,
+    least: float = -np.inf,
 ) -> list[Object]:
     """The objects of a scored cloud, best first; none is a normal answer.
 
@@ -87,6 +88,8 @@ def find_objects(
         seen: [N] bool; unseen points are never part of an object. stamp_s: time of the question.
         evidence: objects are ranked by the sum of their best so many scores, so that a splinter of a high score does
             not come before a whole thing; 0 = by score alone.
+        least: objects whose best `evidence` scores have a lower mean than this, or that have fewer than a quarter of so
+            many points, are left out.
 
     Raises:
         QueryError: arrays that do not belong together, or thresholds the wrong way round.
@@ -109,6 +112,8 @@ def find_objects(
     regions = grow_regions(
         cloud, score, high=high, low=low, config=config, support_heights_m=heights, features=features, seen=seen
     )
+    best = max(1, evidence)
+    regions = [r for r in regions if 4 * len(r) >= evidence and np.sort(score[r])[-best:].mean() >= least]
     scored = [(top_mean(np.asarray(score[rows], dtype=np.float64)), rows) for rows in regions]
 
     def rank(item: tuple[float, np.ndarray]) -> tuple[float, int]:
