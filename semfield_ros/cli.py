@@ -252,17 +252,19 @@ def bench(
     from .benchmarks import query as queries
     from .benchmarks import simulator as camera
 
+    # tables stay whole where there is no terminal to say how wide it is
+    wide = Console() if sys.stdout.isatty() else Console(width=120)
     if what == "geometry":
-        return geometry.run(source, console=Console(), as_json=json, train_s=train_s)
+        return geometry.run(source, console=wide, as_json=json, train_s=train_s)
     if what == "query":
-        return queries.run(console=Console(), as_json=json)
+        return queries.run(console=wide, as_json=json)
     if what == "calibrate":
-        return calibrate.run(console=Console(), as_json=json, seeds=seeds, train_s=train_s)
+        return calibrate.run(console=wide, as_json=json, seeds=seeds, train_s=train_s)
     if what == "simulator":
-        return camera.run(console=Console(), as_json=json)
+        return camera.run(console=wide, as_json=json)
     if what == "memory":
-        return memory.run(console=Console(), as_json=json, frames=frames)
-    return online.run(source, console=Console(), as_json=json, seeds=seeds, train_s=train_s, text_table=text_table)
+        return memory.run(console=wide, as_json=json, frames=frames)
+    return online.run(source, console=wide, as_json=json, seeds=seeds, train_s=train_s, text_table=text_table)
 
 
 COMMANDS: dict[str, Callable[..., int]] = {

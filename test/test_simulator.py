@@ -6,7 +6,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from semfield_ros.errors import ConfigError
+from semfield_ros.errors import ConfigError, SourceError
 from semfield_ros.frame import make_frame
 from semfield_ros.geometry import back_project, image_directions, look_at, project
 from semfield_ros.sources.simulator import EVALUATION_SEEDS, Simulator, SimulatorConfig
@@ -15,7 +15,7 @@ from semfield_ros.sources.simulator_render import Caster, Look, Shader
 from semfield_ros.sources.simulator_scene import CLASS_NAMES, TABLE_HALF_M, Placed, compile_scene, place_objects
 from semfield_ros.sources.simulator_shapes import box, lathe, tube
 
-SMALL = {"width": 160, "height": 120, "frames": 8, "threads": 1}
+SMALL = {"width": 160, "height": 120, "frames": 8, "processes": 0}
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +127,28 @@ def test_culled_rays_hit_what_all_rays_hit(simulator):
         np.testing.assert_allclose(cast.depth_m.reshape(-1), distance, rtol=1e-5)
 
 
-def test_threads_change_nothing():
-    one, two = (Simulator(SimulatorConfig(seed=1, **{**SMALL, "threads": n})) for n in (1, 2))
-    T = one.path(3)[1]
-    a, b = one.render(T, 0.5), two.render(T, 0.5)
-    for name in ("rgb", "depth_m", "semantic", "instance"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+def test_processes_change_nothing():
+    one, two = (Simulator(SimulatorConfig(seed=1, **{**SMALL, "processes": n})) for n in (0, 2))
+    frames = list(one)
+    assert len(frames) == len(one) == 8
+    for a, b in zip(frames, two, strict=True):
+        assert a.stamp_s == b.stamp_s
+        for name in ("T_world_camera", "rgb", "depth_m", "semantic", "instance"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_a_process_that_ends_is_an_error_not_a_hang(monkeypatch):
+    monkeypatch.setattr("semfield_ros.sources.simulator_worker.__name__", "semfield_ros.sources.no_such_module")
+    with pytest.raises(SourceError, match="ended before"):
+        list(Simulator(SimulatorConfig(**{**SMALL, "processes": 1})))
+
+
+def test_processes_end_with_the_iterator():
+    stream = iter(Simulator(SimulatorConfig(**{**SMALL, "processes": 2})))
+    next(stream)
+    children = list(stream.gi_frame.f_locals["processes"])
+    stream.close()
+    assert [p.poll() is not None for p in children] == [True, True]
 
 
 def test_labels_agree_with_the_truth_records(simulator):
@@ -333,7 +349,7 @@ def test_shadows_fall_away_from_the_lamp():
         ("depth_noise", float("nan")),
         ("colour_noise", -3),
         ("pose_noise_m", float("inf")),
-        ("threads", 0),
+        ("processes", -1),
         ("width", "wide"),
     ],
 )

@@ -7,7 +7,6 @@ truth of the tests. Seeds 0 to 99 are for demonstrations and evaluation; nothing
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +18,7 @@ from ..geometry import Camera, back_project, look_at, transform_points
 from .simulator_objects import names_of
 from .simulator_render import Cast, Caster, Look, Shader, noisy_colour, noisy_depth
 from .simulator_scene import CLASS_NAMES, TABLE_HALF_M, Placed, Scene, compile_scene, place_objects
+from .simulator_worker import frames_of
 
 EVALUATION_SEEDS = range(100)
 """Scenes that no training may use."""
@@ -45,8 +45,8 @@ class SimulatorConfig:
     """Standard deviation of the colour sensor's noise, grey levels of 255."""
     pose_noise_m: float = 0.0
     """Standard deviation of the reported camera position, metres; a quarter of it per metre in angle (radians)."""
-    threads: int = 2
-    """Threads that cast rays."""
+    processes: int = 2
+    """Processes that render the frames when it is iterated; 0 = this one does."""
 
     def __post_init__(self) -> None:
         def require(ok: bool, name: str, allowed: str) -> None:
@@ -56,7 +56,7 @@ class SimulatorConfig:
         def integer(value: object) -> bool:
             return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
-        for name in ("seed", "width", "height", "frames", "objects", "threads"):
+        for name in ("seed", "width", "height", "frames", "objects", "processes"):
             require(integer(getattr(self, name)), name, "an integer")
         require(self.seed >= 0, "seed", ">= 0")
         require(8 <= self.width <= 4096, "width", "8 to 4096 px")
@@ -69,7 +69,7 @@ class SimulatorConfig:
         require(0 <= self.depth_noise <= 10, "depth_noise", "0 to 10")
         require(0 <= self.colour_noise <= 64, "colour_noise", "0 to 64 grey levels")
         require(0 <= self.pose_noise_m <= 0.5, "pose_noise_m", "0 to 0.5 m")
-        require(1 <= self.threads <= 64, "threads", "1 to 64")
+        require(0 <= self.processes <= 64, "processes", "0 to 64")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Simulator:
         self.rate_hz = config.rate_hz
         self.class_names: tuple[str, ...] = CLASS_NAMES
         self.scene: Scene = compile_scene(place_objects(rng, count, config.gap_m))
-        self.caster = Caster(self.scene, config.threads)
+        self.caster = Caster(self.scene)
         self.shader = Shader(self.caster, Look.from_seed(np.random.default_rng(look_seed)))
         focal = 0.5 * config.width / float(np.tan(np.radians(config.horizontal_fov_deg) / 2))
         self.camera = Camera(config.width, config.height, focal, focal, (config.width - 1) / 2, (config.height - 1) / 2)
@@ -129,15 +129,10 @@ class Simulator:
         return self.config.frames
 
     def __iter__(self) -> Iterator[Frame]:
-        path = self._path
-        # The next frame's rays are cast while this one is shaded.
-        with ThreadPoolExecutor(1) as ahead:
-            upcoming = ahead.submit(self.caster.cast, self.camera, path[0])
-            for index, T_world_camera in enumerate(path):
-                cast = upcoming.result()
-                if index + 1 < len(path):
-                    upcoming = ahead.submit(self.caster.cast, self.camera, path[index + 1])
-                yield self._frame(T_world_camera, index / self.rate_hz, True, cast)
+        stamps_s = [index / self.rate_hz for index in range(len(self))]
+        if self.config.processes == 0:
+            return (self.render(T, stamp_s) for T, stamp_s in zip(self._path, stamps_s))
+        return frames_of(self.config, list(self._path), stamps_s, self.config.processes)
 
     @cached_property
     def _path(self) -> np.ndarray:

@@ -20,6 +20,8 @@ ROOM_HALF_M = 2.1
 STUFF_GROUP, OBJECT_GROUP = 0, 1
 """MuJoCo geom groups."""
 TABLE_TOP_GEOM = 0
+STUFF_GEOMS = 10
+"""Geoms of table and room; they come first in every compiled scene."""
 """The table top is the first geom of every scene."""
 _CELL_M = 0.004
 
