@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from .field.snapshot import Snapshot
     from .sources import Source
 
-console = Console(stderr=True)
+# tables stay whole where there is no terminal to say how wide it is
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 110)
 
 Queries = Annotated[tuple[str, ...], UseAppendAction, arg(aliases=["-q"], metavar="TEXT")]
 Settings = Annotated[SemfieldConfig, arg(name="")]
