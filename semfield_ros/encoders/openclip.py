@@ -157,7 +157,7 @@ class OpenClipEncoder:
 
     name = "openclip"
     has_text = True
-    calibration = Calibration(no_match=0.5, high=0.55)
+    calibration = Calibration(no_match=0.5, high=0.55, low=0.54)
 
     def __init__(
         self,

@@ -128,7 +128,7 @@ class PrecomputedEncoder:
 
     name = "precomputed"
     has_text = True
-    calibration = Calibration(no_match=0.5, high=0.6)
+    calibration = Calibration(no_match=0.5, high=0.6, low=0.575)
 
     def __init__(self, text_table: Path | str):
         names, table = load_table(Path(text_table))
