@@ -43,7 +43,7 @@ def encoder() -> TinyEncoder:
 
 @pytest.fixture(scope="module")
 def simulator() -> Simulator:
-    return Simulator(SimulatorConfig(seed=11, frames=6, threads=1))
+    return Simulator(SimulatorConfig(seed=11, frames=6, processes=0))
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def test_cache_key_follows_weights_and_settings(tmp_path, encoder):
 def test_patch_labels_by_hand():
     from tiny_data import IGNORE, patch_labels
 
-    simulator = Simulator(SimulatorConfig(seed=0, width=64, height=64, threads=1))
+    simulator = Simulator(SimulatorConfig(seed=0, width=64, height=64, processes=0))
     scene = simulator.scene
     table = int(np.flatnonzero(scene.geom_semantic[:-1] == CLASS_NAMES.index("table"))[0])
     one = int(np.flatnonzero((scene.geom_instance == 1) & scene.geom_main)[0])
@@ -254,7 +254,7 @@ def test_window_fit_recovers_a_known_blur():
     from tiny_data import patch_labels
     from tiny_evaluate import SceneFeatures, fitted_window, unit
 
-    config = SimulatorConfig(seed=5, frames=3, threads=1)
+    config = SimulatorConfig(seed=5, frames=3, processes=0)
     simulator = Simulator(config)
     axis = np.arange(-3, 4)
     line = np.exp(-(axis**2) / 2.0)
