@@ -61,7 +61,7 @@ def text_encoder(model: Any, tokenizer: Any) -> Callable[[list[str]], np.ndarray
 
 def see_scene(model: Any, seed: int, views: int, cell_m: float = 0.02) -> SceneFeatures:
     """Noisy frames of an evaluation scene through the model, and their average in voxels."""
-    simulator = Simulator(SimulatorConfig(seed=seed, frames=views, threads=1))
+    simulator = Simulator(SimulatorConfig(seed=seed, frames=views, processes=0))
     features, labels = [], []
     keys, pixels_features, pixels_instance = [], [], []
     for index, T in enumerate(simulator.path(views)):
@@ -204,7 +204,7 @@ def fitted_window(
     edge = 2 * half + 1
     gram, moment = np.zeros((edge**2, edge**2)), np.zeros(edge**2)
     for scene, seed in zip(scenes, seeds):
-        simulator = Simulator(SimulatorConfig(seed=seed, frames=views, threads=1))
+        simulator = Simulator(SimulatorConfig(seed=seed, frames=views, processes=0))
         dim = scene.features.shape[-1]
         flat, semantic, instance = (
             scene.features.reshape(-1, dim),

@@ -48,7 +48,7 @@ class Caster:
     """Casts rays into one scene.
 
     MuJoCo tests every ray against every geom it is given, so each object is a model of its own that only the rays
-    inside its outline meet: about a tenth of the work. Safe to use from several threads (one image at a time).
+    inside its outline meet. Safe to use from several threads (one image at a time).
     """
 
     def __init__(self, scene: Scene):
