@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -123,6 +123,8 @@ def answer(
         bottom = floor
     percent = question.top_percent if top_percent is None else top_percent
     evidence = max(8, round(question.evidence_area_m2 / snapshot.voxel_size_m**2))
+    # neighbours in a map of noisy voxels lie up to two of them apart, however fine a radius was asked for
+    objects = replace(config.objects, radius_m=max(config.objects.radius_m, 2 * snapshot.voxel_size_m))
     answers = []
     for q, prompt in enumerate(encoded.prompts):
         best = peak(values[scores.seen, q], evidence)
@@ -137,7 +139,7 @@ def answer(
                 seed = min(top, best)
                 low = min(seed, bottom)
             found = find_objects(
-                cloud, values[:, q], prompt=prompt.label, high=seed, low=low, config=config.objects,
+                cloud, values[:, q], prompt=prompt.label, high=seed, low=low, config=objects,
                 gripper=config.gripper if grasps else None, seen=scores.seen, stamp_s=snapshot.stamp_s,
                 evidence=evidence, least=least,
             )  # fmt: skip

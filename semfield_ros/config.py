@@ -199,7 +199,7 @@ class ObjectConfig:
     low: float | None = None
     """Regions grow down to this score (hysteresis); None = the encoder's calibrated default."""
     radius_m: float = 0.03
-    """Neighbours are at most this far apart."""
+    """Neighbours are at most this far apart, or two voxels where those are larger."""
     max_normal_angle_deg: float = 60.0
     """Growth stops across sharper concave creases unless features agree."""
     min_feature_cosine: float = 0.85
