@@ -82,7 +82,7 @@ def simulated(console: Console, seeds: int, train_s: float) -> dict[str, Any]:
                 )
             snapshot, status = engine.snapshot(fresh=True), engine.status()
             scores = {
-                m: rate_simulated(truth, snapshot, engine.prompts, config, source=m, tell=_quiet) for m in MAPS
+                m: rate_simulated(truth, snapshot, engine.prompts, config, source=m) for m in MAPS
             }
             poses = simulator.path(97)[1::16]  # between the frames of the stream
             exact = [simulator.render(T, noisy=False) for T in poses]
@@ -119,10 +119,6 @@ def simulated(console: Console, seeds: int, train_s: float) -> dict[str, Any]:
         [[m, *(report[m][k] for k in ("localisation", "no_match", "miou", "accuracy"))] for m in MAPS],
     )  # fmt: skip
     return report
-
-
-def _quiet(line: str) -> None:
-    return None
 
 
 def first_answer_s(config: SemfieldConfig, frames: list[Frame], truth: Truth) -> float:

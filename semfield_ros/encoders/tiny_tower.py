@@ -12,8 +12,6 @@ from timm.models import register_model
 from torch import nn
 from torch.nn import functional
 
-STRIDE_PX = 8
-
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     """Convolution and batch normalisation."""

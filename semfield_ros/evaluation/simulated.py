@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -120,8 +120,3 @@ def _dense(labels: np.ndarray, present: list[int]) -> np.ndarray:
 
 def _mean(outcomes: Sequence[bool]) -> float:
     return float(np.mean(outcomes)) if len(outcomes) else float("nan")
-
-
-def as_dict(score: Score) -> dict[str, float]:
-    """Plain numbers."""
-    return asdict(score)

@@ -332,7 +332,6 @@ KINDS: tuple[Kind, ...] = (
     Kind("toy car", ("car", "model car"), _toy_car, ((UP, 0.9), ((0.0, 0.0, 1.0), 0.1))),
 )
 
-KIND_BY_NAME = {kind.name: kind for kind in KINDS}
 
 STUFF: tuple[str, ...] = ("floor", "wall", "table")
 
