@@ -127,13 +127,14 @@ def answer(
     objects = replace(config.objects, radius_m=max(config.objects.radius_m, 2 * snapshot.voxel_size_m))
     answers = []
     for q, prompt in enumerate(encoded.prompts):
-        best = peak(values[scores.seen, q], evidence)
+        seen = values[scores.seen, q]
+        best = peak(seen, evidence)
         found: list[Object] = []
         if best >= floor:
             least = floor
             if percent is not None:
                 least = -np.inf
-                seed = low = float(values[scores.seen, q][top_percent_mask(values[scores.seen, q], percent)].min())
+                seed = low = float(seen[top_percent_mask(seen, percent)].min())
             else:
                 # a weak but matching peak must still seed its own region
                 seed = min(top, best)

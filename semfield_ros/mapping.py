@@ -149,8 +149,10 @@ class Mapping:
         The extent grows by a fifth at least, so this happens a few times in a map's life. O(voxels).
         """
         assert self.field is not None
+        if self.config.field.extent_m is not None:
+            return
         cloud = self.points.points[self.points.rows]
-        if self.config.field.extent_m is not None or not outgrown(self.field.workspace, cloud):
+        if not outgrown(self.field.workspace, cloud):
             return
         workspace = workspace_around(cloud, 1.2)
         if workspace.extent_m < 1.2 * self.field.workspace.extent_m:

@@ -6,10 +6,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semfield_ros.config import EngineConfig, FieldConfig, GridConfig, MemoryConfig, SemfieldConfig, TrainConfig
+from semfield_ros.config import (
+    EncoderConfig,
+    EngineConfig,
+    FieldConfig,
+    GridConfig,
+    MemoryConfig,
+    SemfieldConfig,
+    TrainConfig,
+)
+from semfield_ros.encoders import create
 from semfield_ros.encoders.stub import PALETTE
 from semfield_ros.frame import Frame, make_frame
 from semfield_ros.geometry import Camera, image_directions, look_at
+from semfield_ros.mapping import Mapping
+from semfield_ros.memory.replay import FeatureShape
 
 CAMERA = Camera(80, 60, 70.0, 70.0, 39.5, 29.5)
 
@@ -74,3 +85,16 @@ def ring(n: int, radius_m: float = 0.7, height_m: float = 0.5, turn: float = 1.0
 def stream(n: int, blocks=BLOCKS, first_s: float = 0.0) -> list[Frame]:
     """n frames around the table, ten a second."""
     return [frame_at(T, first_s + 0.1 * i, blocks) for i, T in enumerate(ring(n))]
+
+
+def mapped(n: int, config: SemfieldConfig = SMALL, steps: int = 0) -> Mapping:
+    """A map of the first n frames of the stream, with the stub encoder's features, trained so many steps."""
+    encoder = create(EncoderConfig(name="stub"))
+    mapping = Mapping(config, encoder.dim, "cpu")
+    for frame in stream(n):
+        target = encoder.encode_frame(frame)
+        mapping.saw(frame)
+        mapping.add_features(mapping.add_keyframe(frame, FeatureShape.of(target)), frame, target)
+    for _ in range(steps):
+        mapping.train_step()
+    return mapping

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from analytic_scene import SMALL, ring, stream
+from analytic_scene import SMALL, mapped, ring, stream
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -33,20 +33,13 @@ TINY = replace(
 )
 
 
-def mapped(n: int = 3, config=TINY, steps: int = 2) -> Mapping:
-    mapping = Mapping(config, STUB.dim, "cpu")
-    for frame in stream(n):
-        target = STUB.encode_frame(frame)
-        mapping.saw(frame)
-        mapping.add_features(mapping.add_keyframe(frame, FeatureShape.of(target)), frame, target)
-    for _ in range(steps):
-        mapping.train_step()
-    return mapping
+def small_map(n: int = 3, config=TINY, steps: int = 2) -> Mapping:
+    return mapped(n, config, steps)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    return checkpoint.save(tmp_path_factory.mktemp("maps") / "table", mapped(), STUB)
+    return checkpoint.save(tmp_path_factory.mktemp("maps") / "table", small_map(), STUB)
 
 
 def everything(mapping: Mapping) -> dict[str, np.ndarray]:
@@ -62,7 +55,7 @@ def load(path, encoder=STUB, config=TINY) -> Mapping:
 
 
 def test_a_map_comes_back_whole(tmp_path):
-    mapping = mapped(4)
+    mapping = small_map(4)
     path = checkpoint.save(tmp_path / "deep" / "map.v1", mapping, STUB)
     assert path.name == "map.v1.semfield" and [p.name for p in path.parent.iterdir()] == [path.name]
     loaded = load(path)
@@ -80,7 +73,7 @@ def test_a_map_comes_back_whole(tmp_path):
 
 def test_a_map_that_dropped_keyframes_comes_back_whole(tmp_path):
     config = replace(TINY, memory=replace(TINY.memory, max_keyframes=7))
-    mapping = mapped(14, config)
+    mapping = small_map(14, config)
     mapping.correct_pose(mapping.keyframes.items[0].id, ring(3)[1])
     assert len(mapping.keyframes) == 7 and mapping.replay.order != sorted(mapping.replay.order)
     loaded = load(checkpoint.save(tmp_path / "m", mapping, STUB), config=config)
@@ -212,7 +205,7 @@ def test_a_map_of_another_encoder_is_refused(saved):
 
 
 def test_an_existing_file_is_kept_unless_overwriting_is_allowed(tmp_path):
-    mapping = mapped(1, steps=0)
+    mapping = small_map(1, steps=0)
     path = checkpoint.save(tmp_path / "m", mapping, STUB)
     before = path.read_bytes()
     mapping.train_step()
@@ -224,7 +217,7 @@ def test_an_existing_file_is_kept_unless_overwriting_is_allowed(tmp_path):
 
 
 def test_places_that_cannot_be_written_are_clear_errors(tmp_path):
-    mapping = mapped(1, steps=0)
+    mapping = small_map(1, steps=0)
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(CheckpointError, match="cannot write"):
         checkpoint.save(tmp_path / "file" / "m", mapping, STUB)
@@ -239,14 +232,14 @@ def test_a_read_only_folder_is_a_clear_error(tmp_path):
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(CheckpointError, match="cannot write into"):
-            checkpoint.save(tmp_path / "m", mapped(1, steps=0), STUB)
+            checkpoint.save(tmp_path / "m", small_map(1, steps=0), STUB)
     finally:
         tmp_path.chmod(0o700)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error")])
 def test_a_full_disk_leaves_the_old_map_whole(tmp_path, monkeypatch, error):
-    mapping = mapped(1, steps=0)
+    mapping = small_map(1, steps=0)
     path = checkpoint.save(tmp_path / "m", mapping, STUB)
     before = path.read_bytes()
 
@@ -262,7 +255,7 @@ def test_a_full_disk_leaves_the_old_map_whole(tmp_path, monkeypatch, error):
 
 
 def test_saving_and_failing_to_load_leave_a_map_as_it_was(saved, tmp_path):
-    mapping = mapped(2)
+    mapping = small_map(2)
     before = everything(mapping)
     checkpoint.save(tmp_path / "m", mapping, STUB)
     (tmp_path / "torn.semfield").write_bytes(saved.read_bytes()[:-100])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from analytic_scene import CAMERA, SMALL, cast, frame_at, ring, stream
+from analytic_scene import CAMERA, SMALL, cast, frame_at, mapped, ring
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,16 +30,6 @@ TINY = FieldConfig(
     hidden=16,
 )
 WORKSPACE = Workspace((0.0, 0.0, 0.0), 2.0)
-
-
-def mapped(n: int = 6, config=SMALL) -> Mapping:
-    """A map of n frames of the analytic scene, not trained."""
-    mapping = Mapping(config, STUB.dim, "cpu")
-    for frame in stream(n):
-        target = STUB.encode_frame(frame)
-        mapping.saw(frame)
-        mapping.add_features(mapping.add_keyframe(frame, FeatureShape.of(target)), frame, target)
-    return mapping
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +311,7 @@ def gradients(field: Field) -> dict[str, bool]:
 
 
 def test_language_never_shapes_geometry_and_geometry_never_shapes_language():
-    mapping = mapped()
+    mapping = mapped(6)
     trainer, replay, field = mapping.trainer, mapping.replay, mapping.field
     batch = replay.patches(64, 4, True, 0.3, trainer.generator)
     trainer._patch_loss(batch).backward()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from analytic_scene import BLUE, CAMERA, RED, SMALL, cast, frame_at, ring, stream
+from analytic_scene import BLUE, CAMERA, RED, SMALL, cast, frame_at, mapped, ring
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +17,6 @@ from semfield_ros.field.model import Field
 from semfield_ros.field.snapshot import TRUSTED_STEPS, Snapshot
 from semfield_ros.field.workspace import Workspace
 from semfield_ros.mapping import Mapping, language_head
-from semfield_ros.memory.replay import FeatureShape
 from semfield_ros.query.prompt import MAX_CHARACTERS, MAX_PROMPTS, PromptEncoder, parse_prompt
 from semfield_ros.query.relevancy import best_synonym, hysteresis, pairwise_relevancy, peak, top_percent
 from semfield_ros.query.scores import field_cosines, map_cosines, score_points, score_view
@@ -30,25 +29,14 @@ def texts_of(*prompts, negatives=None):
     return PromptEncoder(STUB, QueryConfig()).encode(list(prompts), negatives)
 
 
-def mapped(n: int = 8, steps: int = 0) -> Mapping:
-    mapping = Mapping(SMALL, STUB.dim, "cpu")
-    for frame in stream(n):
-        target = STUB.encode_frame(frame)
-        mapping.saw(frame)
-        mapping.add_features(mapping.add_keyframe(frame, FeatureShape.of(target)), frame, target)
-    for _ in range(steps):
-        mapping.train_step()
-    return mapping
-
-
 @pytest.fixture(scope="module")
 def untrained() -> Snapshot:
-    return mapped().snapshot()
+    return mapped(8).snapshot()
 
 
 @pytest.fixture(scope="module")
 def trained() -> Snapshot:
-    return mapped(steps=TRUSTED_STEPS).snapshot()
+    return mapped(8, steps=TRUSTED_STEPS).snapshot()
 
 
 @pytest.fixture(scope="module")

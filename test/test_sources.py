@@ -532,8 +532,6 @@ def test_simulator_refuses_a_bad_seed(seed):
 
 
 def test_simulator_without_mujoco_says_what_to_install(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("semfield_ros.sources.simulator")]:
-        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(SourceError, match=r"pip install 'semfield_ros\[sim\]'"):
         open_source("simulator")

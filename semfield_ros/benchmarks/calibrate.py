@@ -13,7 +13,6 @@ from rich.console import Console
 
 from ..config import QueryConfig, demo_config
 from ..engine import Engine
-from ..errors import SourceError
 from ..evaluation.simulated import Truth, rate
 from .report import json_line, mean, show_table
 
@@ -23,10 +22,7 @@ FIRST_SEED = 60
 
 def run(*, console: Console, as_json: bool, seeds: int, train_s: float) -> int:
     """Map each scene, then ask everything at every threshold."""
-    try:
-        from ..sources.simulator import Simulator, SimulatorConfig
-    except ModuleNotFoundError as error:
-        raise SourceError("the simulator needs MuJoCo: pip install 'semfield_ros[sim]'") from error
+    from ..sources.simulator import Simulator, SimulatorConfig
     from ..sources.simulator_objects import KINDS
 
     config, kinds = demo_config(), [kind.name for kind in KINDS]

@@ -9,17 +9,13 @@ from rich.console import Console
 
 from ..config import demo_config
 from ..engine import Engine
-from ..errors import SourceError
 from ..progress import memory_mb
 from .report import json_line, peak_rss_mb, show_table
 
 
 def run(*, console: Console, as_json: bool, frames: int) -> int:
     """Feed `frames` simulator frames, nearly all of them keyframes, into budgets that fill after a tenth of them."""
-    try:
-        from ..sources.simulator import Simulator, SimulatorConfig
-    except ModuleNotFoundError as error:
-        raise SourceError("the simulator needs MuJoCo: pip install 'semfield_ros[sim]'") from error
+    from ..sources.simulator import Simulator, SimulatorConfig
 
     base = demo_config()
     memory = replace(base.memory, max_keyframes=40, max_voxels=30_000, min_translation_m=0.002, min_rotation_deg=0.2)

@@ -6,16 +6,12 @@ import time
 
 from rich.console import Console
 
-from ..errors import SourceError
 from .report import json_line, show_table
 
 
 def run(*, console: Console, as_json: bool, frames: int = 90) -> int:
     """320x240 with colour, noise and labels, as a stream gives it; the baseline is MuJoCo's ray casting of the same."""
-    try:
-        from ..sources.simulator import Simulator, SimulatorConfig
-    except ModuleNotFoundError as error:
-        raise SourceError("the simulator needs MuJoCo: pip install 'semfield_ros[sim]'") from error
+    from ..sources.simulator import Simulator, SimulatorConfig
     rows, rates = [], []
     for seed in range(3):
         simulator = Simulator(SimulatorConfig(seed=seed, frames=frames))

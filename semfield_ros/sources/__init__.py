@@ -88,17 +88,11 @@ def _simulator(uri: str, width: int | None, height: int | None) -> Source:
     _, colon, seed = uri.partition(":")
     if colon and not seed.isdecimal():
         raise SourceError(f"source {uri!r} has seed {seed!r}; allowed: simulator or simulator:SEED with a number >= 0")
-    try:
-        from .simulator import Simulator, SimulatorConfig
+    from .simulator import Simulator, SimulatorConfig
 
-        default = SimulatorConfig()
-        width, height = fitted(default.width, default.height, width, height)
-        source: Source = Simulator(replace(default, seed=int(seed or default.seed), width=width, height=height))
-    except ModuleNotFoundError as error:
-        if error.name != "mujoco":
-            raise
-        raise SourceError("the simulator needs MuJoCo: pip install 'semfield_ros[sim]'") from error
-    return source
+    default = SimulatorConfig()
+    width, height = fitted(default.width, default.height, width, height)
+    return Simulator(replace(default, seed=int(seed or default.seed), width=width, height=height))
 
 
 class _Excerpt:

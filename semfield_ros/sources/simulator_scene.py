@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from scipy.spatial import ConvexHull
 
+from ..errors import SourceError
 from ..geometry import transform_points
 from .simulator_objects import ACCENTS, COLOURS, KINDS, MAIN, STUFF, Kind, Part, Vec
 
@@ -171,8 +172,15 @@ def _place(
 
 
 def compile_scene(objects: tuple[Placed, ...]) -> Scene:
-    """The MuJoCo model of table, room and objects, with the look-up tables of its geoms."""
-    import mujoco
+    """The MuJoCo model of table, room and objects, with the look-up tables of its geoms.
+
+    Raises:
+        SourceError: MuJoCo is not installed.
+    """
+    try:
+        import mujoco
+    except ModuleNotFoundError as error:
+        raise SourceError("the simulator needs MuJoCo: pip install 'semfield_ros[sim]'") from error
 
     spec = mujoco.MjSpec()
     box = mujoco.mjtGeom.mjGEOM_BOX
