@@ -12,7 +12,21 @@ from typing import Literal
 from .errors import ConfigError
 
 
-def _require(ok: bool, name: str, value: object, allowed: str) -> None:
+@dataclass(frozen=True)
+class Live:
+    """Marks a setting, in its annotation, that may change while everything runs."""
+
+
+@dataclass(frozen=True)
+class Between:
+    """The range of a number, in its annotation; checked where it is set, and told to ROS as the parameter's range."""
+
+    low: float
+    high: float
+
+
+def require(ok: bool, name: str, value: object, allowed: str) -> None:
+    """Raise ConfigError unless `ok`, naming the setting, its value and what is allowed."""
     if not ok:
         raise ConfigError(f"{name} is {value!r}; allowed: {allowed}")
 
@@ -31,9 +45,9 @@ class FrameConfig:
     """Frames with fewer valid depth pixels are rejected."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.min_depth_m < self.max_depth_m, "min_depth_m", self.min_depth_m, "0 < min < max_depth_m")
-        _require(self.rigid_tolerance > 0, "rigid_tolerance", self.rigid_tolerance, "> 0")
-        _require(0 <= self.min_valid_fraction <= 1, "min_valid_fraction", self.min_valid_fraction, "0 to 1")
+        require(0 < self.min_depth_m < self.max_depth_m, "min_depth_m", self.min_depth_m, "0 < min < max_depth_m")
+        require(self.rigid_tolerance > 0, "rigid_tolerance", self.rigid_tolerance, "> 0")
+        require(0 <= self.min_valid_fraction <= 1, "min_valid_fraction", self.min_valid_fraction, "0 to 1")
 
 
 @dataclass(frozen=True)
@@ -80,11 +94,11 @@ class MemoryConfig:
     """...or to this share of the depth, whichever is larger."""
 
     def __post_init__(self) -> None:
-        _require(self.voxel_size_m > 0, "voxel_size_m", self.voxel_size_m, "> 0")
-        _require(self.max_keyframes >= 1, "max_keyframes", self.max_keyframes, ">= 1")
-        _require(self.max_voxels >= 1000, "max_voxels", self.max_voxels, ">= 1000")
-        _require(self.replay_mb >= 1, "replay_mb", self.replay_mb, ">= 1")
-        _require(self.pixels_per_keyframe >= 64, "pixels_per_keyframe", self.pixels_per_keyframe, ">= 64")
+        require(self.voxel_size_m > 0, "voxel_size_m", self.voxel_size_m, "> 0")
+        require(self.max_keyframes >= 1, "max_keyframes", self.max_keyframes, ">= 1")
+        require(self.max_voxels >= 1000, "max_voxels", self.max_voxels, ">= 1000")
+        require(self.replay_mb >= 1, "replay_mb", self.replay_mb, ">= 1")
+        require(self.pixels_per_keyframe >= 64, "pixels_per_keyframe", self.pixels_per_keyframe, ">= 64")
 
 
 @dataclass(frozen=True)
@@ -98,10 +112,10 @@ class GridConfig:
     max_resolution: int = 256
 
     def __post_init__(self) -> None:
-        _require(1 <= self.levels <= 16, "levels", self.levels, "1 to 16 (tiny-cuda-nn's limit)")
-        _require(self.features in (1, 2, 4, 8), "features", self.features, "1, 2, 4, 8")
-        _require(4 <= self.log2_table <= 24, "log2_table", self.log2_table, "4 to 24")
-        _require(2 <= self.min_resolution <= self.max_resolution, "min_resolution", self.min_resolution, ">= 2, <= max")
+        require(1 <= self.levels <= 16, "levels", self.levels, "1 to 16 (tiny-cuda-nn's limit)")
+        require(self.features in (1, 2, 4, 8), "features", self.features, "1, 2, 4, 8")
+        require(4 <= self.log2_table <= 24, "log2_table", self.log2_table, "4 to 24")
+        require(2 <= self.min_resolution <= self.max_resolution, "min_resolution", self.min_resolution, ">= 2, <= max")
 
 
 @dataclass(frozen=True)
@@ -124,9 +138,9 @@ class FieldConfig:
     """Initial weights."""
 
     def __post_init__(self) -> None:
-        _require(self.extent_m is None or self.extent_m > 0, "extent_m", self.extent_m, "> 0, or None")
-        _require(self.truncation_m > 0, "truncation_m", self.truncation_m, "> 0")
-        _require(self.hidden in (16, 32, 64, 128), "hidden", self.hidden, "16, 32, 64, 128")
+        require(self.extent_m is None or self.extent_m > 0, "extent_m", self.extent_m, "> 0, or None")
+        require(self.truncation_m > 0, "truncation_m", self.truncation_m, "> 0")
+        require(self.hidden in (16, 32, 64, 128), "hidden", self.hidden, "16, 32, 64, 128")
 
 
 @dataclass(frozen=True)
@@ -154,16 +168,16 @@ class TrainConfig:
     """Order of rays."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             1 <= self.free_samples + self.surface_samples <= 20,
             "free_samples + surface_samples", self.free_samples + self.surface_samples, "1 to 20",
         )
-        _require(self.free_samples >= 0, "free_samples", self.free_samples, ">= 0")
+        require(self.free_samples >= 0, "free_samples", self.free_samples, ">= 0")
         for name in ("rays", "feature_patches", "window_rays", "surface_samples"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
-        _require(self.steps_per_keyframe >= 0, "steps_per_keyframe", self.steps_per_keyframe, ">= 0")
-        _require(0 <= self.recent_fraction <= 1, "recent_fraction", self.recent_fraction, "0 to 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
+        require(self.steps_per_keyframe >= 0, "steps_per_keyframe", self.steps_per_keyframe, ">= 0")
+        require(0 <= self.recent_fraction <= 1, "recent_fraction", self.recent_fraction, "0 to 1")
 
 
 @dataclass(frozen=True)
@@ -185,9 +199,9 @@ class QueryConfig:
     """Objects are made of the best so many percent of the seen points, instead of the points above a threshold."""
 
     def __post_init__(self) -> None:
-        _require(self.temperature > 0, "temperature", self.temperature, "> 0")
+        require(self.temperature > 0, "temperature", self.temperature, "> 0")
         percent = self.top_percent
-        _require(percent is None or 0 < percent <= 100, "top_percent", percent, "0 < percent <= 100, or None")
+        require(percent is None or 0 < percent <= 100, "top_percent", percent, "0 < percent <= 100, or None")
 
 
 @dataclass(frozen=True)
@@ -216,15 +230,15 @@ class ObjectConfig:
     max_objects: int = 20
 
     def __post_init__(self) -> None:
-        _require(self.radius_m > 0, "radius_m", self.radius_m, "> 0")
-        _require(0 < self.max_normal_angle_deg <= 180, "max_normal_angle_deg", self.max_normal_angle_deg, "0 to 180")
-        _require(-1 <= self.min_feature_cosine <= 1, "min_feature_cosine", self.min_feature_cosine, "-1 to 1")
-        _require(self.max_colour_distance > 0, "max_colour_distance", self.max_colour_distance, "> 0")
-        _require(0 < self.valley_ratio <= 1, "valley_ratio", self.valley_ratio, "0 to 1, not 0")
-        _require(self.support_tolerance_m >= 0, "support_tolerance_m", self.support_tolerance_m, ">= 0")
-        _require(any(self.up), "up", self.up, "a direction, not all zero")
-        _require(self.min_points >= 1, "min_points", self.min_points, ">= 1")
-        _require(self.max_objects >= 1, "max_objects", self.max_objects, ">= 1")
+        require(self.radius_m > 0, "radius_m", self.radius_m, "> 0")
+        require(0 < self.max_normal_angle_deg <= 180, "max_normal_angle_deg", self.max_normal_angle_deg, "0 to 180")
+        require(-1 <= self.min_feature_cosine <= 1, "min_feature_cosine", self.min_feature_cosine, "-1 to 1")
+        require(self.max_colour_distance > 0, "max_colour_distance", self.max_colour_distance, "> 0")
+        require(0 < self.valley_ratio <= 1, "valley_ratio", self.valley_ratio, "0 to 1, not 0")
+        require(self.support_tolerance_m >= 0, "support_tolerance_m", self.support_tolerance_m, ">= 0")
+        require(any(self.up), "up", self.up, "a direction, not all zero")
+        require(self.min_points >= 1, "min_points", self.min_points, ">= 1")
+        require(self.max_objects >= 1, "max_objects", self.max_objects, ">= 1")
 
 
 @dataclass(frozen=True)
@@ -251,13 +265,13 @@ class GripperConfig:
 
     def __post_init__(self) -> None:
         for name in ("finger_length_m", "finger_thickness_m", "finger_breadth_m", "palm_depth_m", "friction"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "> 0")
-        _require(self.clearance_m >= 0, "clearance_m", self.clearance_m, ">= 0")
-        _require(
+            require(getattr(self, name) > 0, name, getattr(self, name), "> 0")
+        require(self.clearance_m >= 0, "clearance_m", self.clearance_m, ">= 0")
+        require(
             0 <= self.min_width_m < self.max_width_m - 2 * self.clearance_m,
             "min_width_m", self.min_width_m, "0 <= min < max_width_m - 2 clearance_m",
         )
-        _require(self.candidates >= 1, "candidates", self.candidates, ">= 1")
+        require(self.candidates >= 1, "candidates", self.candidates, ">= 1")
 
 
 @dataclass(frozen=True)
@@ -275,9 +289,9 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name in ("queue_size", "max_pending_jobs"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
-        _require(self.snapshot_period_s >= 0, "snapshot_period_s", self.snapshot_period_s, ">= 0")
-        _require(self.threads >= 0, "threads", self.threads, ">= 0")
+            require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
+        require(self.snapshot_period_s >= 0, "snapshot_period_s", self.snapshot_period_s, ">= 0")
+        require(self.threads >= 0, "threads", self.threads, ">= 0")
 
 
 @dataclass(frozen=True)

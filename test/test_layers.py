@@ -7,9 +7,9 @@ import pytest
 
 PACKAGE = "semfield_ros"
 ORDER = [
-    "errors", "config", "config_io", "geometry", "cloud", "frame", "sources", "encoders", "memory", "field", "query",
+    "errors", "config", "config_io", "geometry", "cloud", "frame", "messages", "sources", "encoders", "memory", "field", "query",
     "objects", "answer", "mapping", "checkpoint", "engine", "export", "viewer", "session", "results",
-    "progress", "evaluation", "benchmarks", "wire", "node", "cli",
+    "progress", "evaluation", "wire", "node", "benchmarks", "cli",
 ]
 INDEPENDENT = {("encoders", "sources")}
 """(who, whom): stands before, and yet must not be imported."""

@@ -1,0 +1,1 @@
+"""ROS messages without ROS: types and their bytes, images, clouds, poses, and frames assembled from all of these."""

@@ -1,0 +1,1 @@
+"""The ROS node, written once over the Bus: inputs, outputs, services, diagnostics."""
