@@ -34,6 +34,7 @@ setup(
         "pyyaml>=6.0",
         "rich>=13.0",
         "safetensors>=0.4",
+        "scikit-image>=0.20",
         "scipy>=1.9",
         "torch>=2.1",
         "tyro>=0.9",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from .config import SemfieldConfig
 from .errors import QueryError
 from .field.snapshot import Snapshot
 from .objects.objects import Object, find_objects
-from .query.prompt import PromptEncoder
+from .query.prompt import EncodedPrompts, PromptEncoder
 from .query.relevancy import peak
 from .query.relevancy import top_percent as top_percent_mask
 from .query.scores import Scores, Source, score_points
@@ -69,27 +70,33 @@ def in_region(points: np.ndarray, region: Sequence[Sequence[float]] | None) -> n
 def answer(
     snapshot: Snapshot,
     texts: PromptEncoder,
-    prompts: str | Sequence[str | Sequence[str]],
+    prompts: str | Sequence[str | Sequence[str]] | EncodedPrompts,
     *,
     config: SemfieldConfig | None = None,
     negatives: Sequence[str] | None = None,
     source: Source | None = None,
+    score: Literal["relevancy", "cosine"] | None = None,
     region: Sequence[Sequence[float]] | None = None,
     no_match: float | None = None,
     high: float | None = None,
+    low: float | None = None,
     top_percent: float | None = None,
+    max_objects: int | None = None,
     grasps: bool = True,
 ) -> Answer:
     """Find what prompts name.
 
     Args:
-        prompts: one text or several; synonyms inside one are separated by ";" (or given as a list).
+        prompts: one text or several; synonyms inside one are separated by ";" (or given as a list). Or vectors: what
+            looks like a place (`query.click.prompts_like`); `negatives` play no part then.
         negatives: what to tell it apart from (None = the canonical four). source: auto, field or points.
+        score: relevancy or cosine (None = as configured).
         region: search only inside [[x, y, z] low, [x, y, z] high].
-        no_match, high: score thresholds (None = the encoder's calibration): a prompt whose peak stays below
-            `no_match` has no answer, and no object is listed that stays below it; objects are seeded at `high` and
-            grow down to `config.objects.low`.
+        no_match, high, low: score thresholds (None = as configured, or the encoder's calibration): a prompt whose peak
+            stays below `no_match` has no answer, and no object is listed that stays below it; objects are seeded at
+            `high` and grow down to `low`.
         top_percent: make objects of the best so many percent of the seen points instead (`no_match` still holds).
+        max_objects: a prompt has no more (None = as configured).
         grasps: whether to look for grasp candidates.
 
     Raises:
@@ -97,11 +104,13 @@ def answer(
     """
     config = config or SemfieldConfig()
     question = config.query
-    for name, value in (("no_match", no_match), ("high", high)):
+    for name, value in (("no_match", no_match), ("high", high), ("low", low)):
         if value is not None and not np.isfinite(value):
             raise QueryError(f"{name} is {value}; allowed: a finite score")
-    encoded = texts.encode(prompts, negatives)
-    cosine = question.score == "cosine"
+    if max_objects is not None and max_objects < 1:
+        raise QueryError(f"max_objects is {max_objects}; allowed: >= 1")
+    encoded = prompts if isinstance(prompts, EncodedPrompts) else texts.encode(prompts, negatives)
+    cosine = (score or question.score) == "cosine"
     if not cosine and not len(encoded.negatives):
         raise QueryError("relevancy needs at least one negative; give some or ask for raw cosines (score='cosine')")
     inside = in_region(snapshot.cloud.points, region)
@@ -118,13 +127,17 @@ def answer(
     calibration = texts.encoder.calibration
     floor = calibration.no_match if floor is None else floor
     top = max(calibration.high if top is None else top, floor)
-    bottom = calibration.low if config.objects.low is None else config.objects.low
-    if cosine and config.objects.low is None:
-        bottom = floor
+    bottom = low if low is not None else config.objects.low
+    if bottom is None:
+        bottom = floor if cosine else calibration.low
     percent = question.top_percent if top_percent is None else top_percent
     evidence = max(8, round(question.evidence_area_m2 / snapshot.voxel_size_m**2))
     # neighbours in a map of noisy voxels lie up to two of them apart, however fine a radius was asked for
-    objects = replace(config.objects, radius_m=max(config.objects.radius_m, 2 * snapshot.voxel_size_m))
+    objects = replace(
+        config.objects,
+        radius_m=max(config.objects.radius_m, 2 * snapshot.voxel_size_m),
+        max_objects=max_objects or config.objects.max_objects,
+    )
     answers = []
     for q, prompt in enumerate(encoded.prompts):
         seen = values[scores.seen, q]
@@ -134,13 +147,13 @@ def answer(
             least = floor
             if percent is not None:
                 least = -np.inf
-                seed = low = float(seen[top_percent_mask(seen, percent)].min())
+                seed = least_score = float(seen[top_percent_mask(seen, percent)].min())
             else:
                 # a weak but matching peak must still seed its own region
                 seed = min(top, best)
-                low = min(seed, bottom)
+                least_score = min(seed, bottom)
             found = find_objects(
-                cloud, values[:, q], prompt=prompt.label, high=seed, low=low, config=objects,
+                cloud, values[:, q], prompt=prompt.label, high=seed, low=least_score, config=objects,
                 gripper=config.gripper if grasps else None, seen=scores.seen, stamp_s=snapshot.stamp_s,
                 evidence=evidence, least=least,
             )  # fmt: skip

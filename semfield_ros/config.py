@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from dataclasses import field as nested
-from typing import Literal
+from typing import Annotated, Literal
 
 from .errors import ConfigError
 
@@ -35,13 +35,13 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
 class FrameConfig:
     """What makes a frame valid."""
 
-    min_depth_m: float = 0.1
+    min_depth_m: Annotated[float, Between(0.001, 1000)] = 0.1
     """Nearer depth is no measurement."""
-    max_depth_m: float = 6.0
+    max_depth_m: Annotated[float, Between(0.001, 1000)] = 6.0
     """Farther depth is no measurement."""
-    rigid_tolerance: float = 5e-3
+    rigid_tolerance: Annotated[float, Between(1e-09, 1)] = 5e-3
     """Largest deviation of a pose from SE(3)."""
-    min_valid_fraction: float = 0.01
+    min_valid_fraction: Annotated[float, Between(0, 1)] = 0.01
     """Frames with fewer valid depth pixels are rejected."""
 
     def __post_init__(self) -> None:
@@ -72,25 +72,25 @@ class EncoderConfig:
 class MemoryConfig:
     """What is remembered: keyframes, ray records, voxels. Budgets are hard."""
 
-    min_translation_m: float = 0.08
+    min_translation_m: Annotated[float, Between(0, 1000)] = 0.08
     """A frame this far from every near keyframe's camera is new."""
-    min_rotation_deg: float = 8.0
+    min_rotation_deg: Annotated[float, Between(0, 180)] = 8.0
     """A frame turned this far is new."""
-    min_unseen_fraction: float = 0.08
+    min_unseen_fraction: Annotated[float, Between(0, 1)] = 0.08
     """A frame with this share of pixels on voxels not yet seen is new."""
-    max_keyframes: int = 400
+    max_keyframes: Annotated[int, Between(1, 1_000_000)] = 400
     """Above this the most redundant keyframe is dropped."""
-    replay_mb: float = 512.0
+    replay_mb: Annotated[float, Between(1, 1_000_000)] = 512.0
     """Bytes of ray records (pixels) and feature targets kept for training."""
-    pixels_per_keyframe: int = 19200
+    pixels_per_keyframe: Annotated[int, Between(64, 100_000_000)] = 19200
     """Ray records kept of each keyframe."""
-    voxel_size_m: float = 0.02
+    voxel_size_m: Annotated[float, Between(0.0001, 100)] = 0.02
     """Edge of a voxel of the point map."""
-    max_voxels: int = 400_000
+    max_voxels: Annotated[int, Between(1000, 1_000_000_000)] = 400_000
     """Voxels kept; above this the least recently seen are dropped."""
-    visibility_tolerance_m: float = 0.05
+    visibility_tolerance_m: Annotated[float, Between(0, 100)] = 0.05
     """A voxel is seen by a pixel whose depth agrees to this..."""
-    visibility_tolerance_relative: float = 0.02
+    visibility_tolerance_relative: Annotated[float, Between(0, 1)] = 0.02
     """...or to this share of the depth, whichever is larger."""
 
     def __post_init__(self) -> None:
@@ -105,11 +105,11 @@ class MemoryConfig:
 class GridConfig:
     """A multi-resolution hash grid (Mueller et al. 2022), resolutions per workspace edge."""
 
-    levels: int = 8
-    features: int = 4
-    log2_table: int = 16
-    min_resolution: int = 16
-    max_resolution: int = 256
+    levels: Annotated[int, Between(1, 16)] = 8
+    features: Annotated[int, Between(1, 8)] = 4
+    log2_table: Annotated[int, Between(4, 24)] = 16
+    min_resolution: Annotated[int, Between(2, 100_000)] = 16
+    max_resolution: Annotated[int, Between(2, 100_000)] = 256
 
     def __post_init__(self) -> None:
         require(1 <= self.levels <= 16, "levels", self.levels, "1 to 16 (tiny-cuda-nn's limit)")
@@ -124,15 +124,15 @@ class FieldConfig:
 
     centre_m: tuple[float, float, float] | None = None
     """Workspace centre in global_frame; None = from the first keyframes."""
-    extent_m: float | None = None
+    extent_m: Annotated[float | None, Between(0.001, 100_000)] = None
     """Workspace edge (a cube); None = from the first keyframes. What lies outside is contracted (L-infinity)."""
     geometry_grid: GridConfig = nested(default_factory=GridConfig)
     feature_grid: GridConfig = nested(
         default_factory=lambda: GridConfig(levels=6, features=4, log2_table=15, min_resolution=16, max_resolution=160)
     )
-    hidden: int = 64
+    hidden: Annotated[int, Between(16, 128)] = 64
     """Width of every MLP (tiny-cuda-nn's fused MLP takes 16, 32, 64, 128)."""
-    truncation_m: float = 0.06
+    truncation_m: Annotated[float, Between(0.0001, 100)] = 0.06
     """Signed distances are learnt within this band around the surface."""
     seed: int = 0
     """Initial weights."""
@@ -147,22 +147,22 @@ class FieldConfig:
 class TrainConfig:
     """How the field is learnt."""
 
-    rays: int = 2048
+    rays: Annotated[int, Between(1, 10_000_000)] = 2048
     """Rays a step for geometry and colour."""
-    feature_patches: int = 192
+    feature_patches: Annotated[int, Between(1, 10_000_000)] = 192
     """Feature measurements a step..."""
-    window_rays: int = 8
+    window_rays: Annotated[int, Between(1, 10_000)] = 8
     """...each predicted as the mean over this many rays of its receptive window."""
     through_window: bool = True
     """Train features through the encoder's receptive window (False: per pixel)."""
-    free_samples: int = 6
+    free_samples: Annotated[int, Between(0, 20)] = 6
     """Samples a ray in free space."""
-    surface_samples: int = 8
+    surface_samples: Annotated[int, Between(1, 20)] = 8
     """Samples a ray within the truncation band. free + surface <= 20."""
-    learning_rate: float = 1e-2
-    recent_fraction: float = 0.3
+    learning_rate: Annotated[float, Between(1e-09, 10)] = 1e-2
+    recent_fraction: Annotated[float, Between(0, 1)] = 0.3
     """Share of rays from the newest keyframes; the rest replays everything."""
-    steps_per_keyframe: int = 0
+    steps_per_keyframe: Annotated[int, Between(0, 1_000_000)] = 0
     """Bound on training steps per admitted keyframe while frames arrive; 0 = unbounded."""
     seed: int = 0
     """Order of rays."""
@@ -184,18 +184,18 @@ class TrainConfig:
 class QueryConfig:
     """How words are matched."""
 
-    negatives: tuple[str, ...] = ("object", "things", "stuff", "texture")
+    negatives: Annotated[tuple[str, ...], Live()] = ("object", "things", "stuff", "texture")
     """Canonical negatives (LERF, Kerr et al. 2023)."""
-    temperature: float = 10.0
+    temperature: Annotated[float, Between(0.001, 1000), Live()] = 10.0
     """Pairwise relevancy temperature (LERF)."""
-    score: Literal["relevancy", "cosine"] = "relevancy"
-    source: Literal["auto", "field", "points"] = "auto"
+    score: Annotated[Literal["relevancy", "cosine"], Live()] = "relevancy"
+    source: Annotated[Literal["auto", "field", "points"], Live()] = "auto"
     """Which map answers; auto prefers the field where it is trained and seen."""
-    no_match: float | None = None
+    no_match: Annotated[float | None, Between(-1, 1), Live()] = None
     """Best score below this = no match; None = the encoder's calibrated default (raw cosines have none)."""
-    evidence_area_m2: float = 0.012
+    evidence_area_m2: Annotated[float, Between(0, 100), Live()] = 0.012
     """A prompt's peak is the mean score of the best so much surface: a few stray voxels are no evidence."""
-    top_percent: float | None = None
+    top_percent: Annotated[float | None, Between(0.0001, 100), Live()] = None
     """Objects are made of the best so many percent of the seen points, instead of the points above a threshold."""
 
     def __post_init__(self) -> None:
@@ -208,26 +208,26 @@ class QueryConfig:
 class ObjectConfig:
     """How scored points become objects."""
 
-    high: float | None = None
+    high: Annotated[float | None, Between(-1, 1), Live()] = None
     """Seeds of a region score at least this; None = the encoder's calibrated default."""
-    low: float | None = None
+    low: Annotated[float | None, Between(-1, 1), Live()] = None
     """Regions grow down to this score (hysteresis); None = the encoder's calibrated default."""
-    radius_m: float = 0.03
+    radius_m: Annotated[float, Between(0.0001, 100), Live()] = 0.03
     """Neighbours are at most this far apart, or two voxels where those are larger."""
-    max_normal_angle_deg: float = 60.0
+    max_normal_angle_deg: Annotated[float, Between(0.1, 180), Live()] = 60.0
     """Growth stops across sharper concave creases unless features agree."""
-    min_feature_cosine: float = 0.85
+    min_feature_cosine: Annotated[float, Between(-1, 1), Live()] = 0.85
     """Neighbours whose features are less alike than this, and than most neighbours are, are of different parts."""
-    max_colour_distance: float = 35.0
+    max_colour_distance: Annotated[float, Between(0.1, 1000), Live()] = 35.0
     """The same by colour where there are no features: CIELAB distance."""
-    valley_ratio: float = 0.5
+    valley_ratio: Annotated[float, Between(0.001, 1), Live()] = 0.5
     """Two peaks are two objects when the score between them drops by this share of the lower one's height above low."""
-    support_tolerance_m: float = 0.012
+    support_tolerance_m: Annotated[float, Between(0, 100), Live()] = 0.012
     """Points this near the height of a table, facing up, belong to the table: they never glue what stands on it."""
-    up: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    up: Annotated[tuple[float, float, float], Live()] = (0.0, 0.0, 1.0)
     """Against gravity, in global_frame."""
-    min_points: int = 12
-    max_objects: int = 20
+    min_points: Annotated[int, Between(1, 1_000_000), Live()] = 12
+    max_objects: Annotated[int, Between(1, 10_000), Live()] = 20
 
     def __post_init__(self) -> None:
         require(self.radius_m > 0, "radius_m", self.radius_m, "> 0")
@@ -245,22 +245,22 @@ class ObjectConfig:
 class GripperConfig:
     """A parallel gripper. Its frame: origin midway between the fingertips, x closes, z approaches, y = z cross x."""
 
-    max_width_m: float = 0.085
+    max_width_m: Annotated[float, Between(0.001, 10), Live()] = 0.085
     """Largest opening between the fingers."""
-    min_width_m: float = 0.002
+    min_width_m: Annotated[float, Between(0, 10), Live()] = 0.002
     """Narrowest thing held."""
-    finger_length_m: float = 0.045
-    finger_thickness_m: float = 0.012
+    finger_length_m: Annotated[float, Between(0.001, 10), Live()] = 0.045
+    finger_thickness_m: Annotated[float, Between(0.0001, 10), Live()] = 0.012
     """Along x."""
-    finger_breadth_m: float = 0.02
+    finger_breadth_m: Annotated[float, Between(0.0001, 10), Live()] = 0.02
     """Along y."""
-    palm_depth_m: float = 0.06
+    palm_depth_m: Annotated[float, Between(0.0001, 10), Live()] = 0.06
     """Thickness of the palm behind the fingers."""
-    clearance_m: float = 0.005
+    clearance_m: Annotated[float, Between(0, 10), Live()] = 0.005
     """Kept to everything around; the fingers open this much wider than the object on each side."""
-    friction: float = 0.5
+    friction: Annotated[float, Between(0.001, 100), Live()] = 0.5
     """Coulomb coefficient: antipodal contacts lie inside this cone."""
-    candidates: int = 20
+    candidates: Annotated[int, Between(1, 10_000), Live()] = 20
     """Ranked candidates kept per object."""
 
     def __post_init__(self) -> None:
@@ -278,13 +278,13 @@ class GripperConfig:
 class EngineConfig:
     """Threads, queues and schedules."""
 
-    queue_size: int = 4
+    queue_size: Annotated[int, Between(1, 10_000)] = 4
     """Frames waiting; when full the oldest is dropped and counted."""
-    snapshot_period_s: float = 1.0
-    max_pending_jobs: int = 64
+    snapshot_period_s: Annotated[float, Between(0, 100_000)] = 1.0
+    max_pending_jobs: Annotated[int, Between(1, 100_000)] = 64
     device: str = "auto"
     """auto, cpu or cuda."""
-    threads: int = 0
+    threads: Annotated[int, Between(0, 1024)] = 0
     """CPU threads of torch; 0 = leave as it is."""
 
     def __post_init__(self) -> None:

@@ -21,18 +21,18 @@ import numpy as np
 import torch
 
 from . import checkpoint
-from .answer import Answer, answer
+from .answer import Answer, answer, in_region
 from .config import SemfieldConfig
 from .encoders import create
 from .encoders.base import Encoder, Target
 from .errors import EngineError
 from .field.hash_grid import warm_up
 from .field.snapshot import Snapshot
-from .frame import Frame, within_range
-from .mapping import Mapping, MappingStatus, pick_device
+from .frame import Frame, resized, within_range
+from .mapping import Cleared, Correction, Mapping, MappingStatus, pick_device
 from .memory.keyframes import Keyframe
 from .memory.replay import FeatureShape
-from .query.prompt import PromptEncoder
+from .query.prompt import EncodedPrompts, PromptEncoder
 from .query.scores import Scores, score_points
 
 log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ class Engine:
             self._changed.notify_all()
         return future
 
-    def query(self, prompts: str | Sequence[str | Sequence[str]], **options: Any) -> Answer:
+    def query(self, prompts: str | Sequence[str | Sequence[str]] | EncodedPrompts, **options: Any) -> Answer:
         """Answer prompts from the last snapshot, in the caller's thread: see `answer.answer` for the options."""
         return answer(self.snapshot(), self.prompts, prompts, config=self.config, **options)
 
@@ -217,7 +217,10 @@ class Engine:
         with self._changed:
             done = self._changed.wait_for(
                 lambda: self._stopping
-                or not (self._frames or self._to_encode or self._encoded or self._encoding or self._busy),
+                or not (
+                    self._frames or self._to_encode or self._encoded or self._encoding or self._busy
+                    or self._mapping.rebuilding
+                ),
                 timeout_s,
             )
         self.check()
@@ -267,6 +270,30 @@ class Engine:
 
         self.run(job).result()
 
+    def clear_region(self, low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray) -> Cleared:
+        """Forget what is inside an axis-aligned box in global_frame [m]; it is learnt again when it is seen again.
+
+        Raises:
+            QueryError: corners that are not finite, or the wrong way round.
+        """
+        in_region(np.zeros((0, 3)), (low, high))  # type: ignore[arg-type]  # refuses unusable corners
+
+        def job(mapping: Mapping) -> Cleared:
+            cleared = mapping.clear_region(np.asarray(low, np.float64), np.asarray(high, np.float64))
+            self._publish()
+            return cleared
+
+        return self.run(job).result()
+
+    def correct_poses(
+        self, camera_name: str, stamps_s: Sequence[float] | np.ndarray, poses: Sequence[np.ndarray] | np.ndarray,
+        tolerance_s: float = 0.0,
+    ) -> Correction:  # fmt: skip
+        """Move keyframes after a loop closure: see `Mapping.correct_poses`. The point map is made anew from the
+        corrected keyframes, one of them between two training steps, and takes the old one's place when it is whole."""
+        stamps, corrected = np.asarray(stamps_s, np.float64), np.asarray(poses, np.float64)
+        return self.run(lambda m: m.correct_poses(camera_name, stamps, corrected, tolerance_s)).result()
+
     def _adopt(self, mapping: Mapping) -> None:
         with self._changed:
             self._epoch += 1  # what the encoder still works on belongs to the map before
@@ -288,6 +315,7 @@ class Engine:
             self._run_jobs()
             worked = self._map_one_frame()
             worked |= self._fuse_encoded()
+            self._mapping.rebuild_some()
             with self._changed:
                 self._busy = False  # training is not work that anyone waits for
                 self._changed.notify_all()
@@ -297,7 +325,8 @@ class Engine:
 
     def _has_work(self) -> bool:
         can_train = self._training and self._mapping.trainer is not None and self._may_train()
-        return bool(self._stopping or self._jobs or self._frames or self._encoded or can_train)
+        waiting = self._jobs or self._frames or self._encoded or self._mapping.rebuilding
+        return bool(self._stopping or waiting or can_train)
 
     def _may_train(self) -> bool:
         return self.config.train.steps_per_keyframe == 0 or self._steps_left > 0
@@ -321,8 +350,8 @@ class Engine:
         mapping = self._mapping
         replay = mapping.replay
         if replay is not None and frame.depth_m.shape != (replay.height, replay.width):
-            self.dropped["size_changed"] += 1
-            return True
+            # another camera of the rig, or a map that was saved at another size
+            frame = resized(frame, replay.width, replay.height)
         if not frame.depth_m.any():
             self.dropped["depth_empty"] += 1  # none of it lies in the range this engine trusts
             return True

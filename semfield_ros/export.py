@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from .config import GripperConfig
-from .errors import ConfigError
+from .errors import ConfigError, QueryError
+from .field.snapshot import Snapshot
 from .objects import Grasp, Object
 
 PLY_TYPES = {
@@ -114,6 +116,93 @@ def write_ply(
     lines += ["comment " + " ".join(comment.split()) for comment in comments]
     lines += [f"element vertex {count}", *(f"property {ply} {name}" for name, _, ply in types), "end_header", ""]
     return write_file(path, "\n".join(lines).encode("ascii", "replace") + table.tobytes(), overwrite=overwrite)
+
+
+MAX_GRID_CELLS = 100_000_000
+
+
+def field_mesh(snapshot: Snapshot, resolution_m: float = 0.01) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The field's surface, zero of its signed distance, as triangles: marching cubes (Lewiner et al. 2003) around the
+    voxels of the point map, so that nothing is invented where no camera looked. O(volume of the map's bounding box)
+    bytes, O(voxels) field evaluations.
+
+    Returns:
+        vertices [V, 3] float32 in global_frame [m], faces [F, 3] int32 (counter-clockwise seen from outside), rgb
+        [V, 3] uint8, the field's colour seen along the normal.
+
+    Raises:
+        QueryError: there is no field or no surface yet, or the grid would be too large.
+    """
+    from scipy.ndimage import binary_dilation
+    from skimage.measure import marching_cubes  # half a second of imports that few need
+
+    if not (np.isfinite(resolution_m) and resolution_m > 0):
+        raise QueryError(f"resolution is {resolution_m} m; allowed: > 0")
+    field, points = snapshot.field, snapshot.cloud.points
+    if field is None or not len(points):
+        raise QueryError("there is no surface yet; feed frames first")
+    margin = int(np.ceil(1.5 * snapshot.voxel_size_m / resolution_m)) + 1
+    low = points.min(0) - (margin + 1) * resolution_m
+    shape = tuple(int(n) for n in np.ceil((points.max(0) - low) / resolution_m) + margin + 2)
+    if np.prod([float(n) for n in shape]) > MAX_GRID_CELLS:
+        raise QueryError(f"a mesh at {resolution_m} m needs a grid of {shape} cells; allowed are {MAX_GRID_CELLS:.0e} "
+                         "in all: choose a coarser resolution, or clear what is far away")  # fmt: skip
+    near = np.zeros(shape, bool)
+    cells = np.rint((points - low) / resolution_m).astype(np.int64)
+    near[cells[:, 0], cells[:, 1], cells[:, 2]] = True
+    near = binary_dilation(near, iterations=margin)
+    rows = np.argwhere(near)
+    distance = np.full(shape, field.config.truncation_m, np.float32)
+    device = next(field.parameters()).device
+    with torch.no_grad():
+        for start in range(0, len(rows), 262_144):
+            part = rows[start : start + 262_144]
+            x = torch.from_numpy((part * resolution_m + low).astype(np.float32)).to(device)
+            distance[part[:, 0], part[:, 1], part[:, 2]] = field.distance(field.encode("geometry", x)).cpu().numpy()
+    if not (distance.min() < 0 < distance.max()):
+        raise QueryError("the field has no surface yet; wait for the first training steps")
+    vertices, faces, inwards, _ = marching_cubes(
+        distance, 0.0, spacing=(resolution_m,) * 3, gradient_direction="descent", mask=near
+    )
+    vertices = (vertices + low).astype(np.float32)
+    head, colours = field.head("rgb"), []
+    with torch.no_grad():
+        for start in range(0, len(vertices), 262_144):
+            x, along = (torch.from_numpy(np.ascontiguousarray(a[start : start + 262_144], np.float32)).to(device)
+                        for a in (vertices, inwards))  # fmt: skip
+            colour = head.finish(head.hidden(field.encode("geometry", x), along))
+            colours.append((colour.clamp(0, 1) * 255).round().byte().cpu().numpy())
+    return vertices, faces.astype(np.int32), np.concatenate(colours)
+
+
+def write_mesh(
+    path: str | Path, vertices: np.ndarray, faces: np.ndarray, rgb: np.ndarray, *, comments: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Path:  # fmt: skip
+    """A coloured triangle mesh as binary little-endian PLY.
+
+    Args:
+        vertices: [V, 3] metres. faces: [F, 3] rows of vertices. rgb: [V, 3] uint8.
+
+    Raises:
+        ConfigError: shapes that do not belong together, or a path that is taken.
+    """
+    vertices, faces = np.asarray(vertices, np.float32), np.asarray(faces)
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
+        raise ConfigError(f"vertices are {vertices.shape} and faces {faces.shape}; expected [V, 3] and [F, 3]")
+    if len(faces) and not (0 <= faces.min() and faces.max() < len(vertices)):
+        raise ConfigError(f"faces name vertices {faces.min()} to {faces.max()}; there are {len(vertices)}")
+    points = np.empty(len(vertices), [("xyz", "<f4", 3), ("rgb", "u1", 3)])
+    points["xyz"], points["rgb"] = vertices, _rows("rgb", rgb, len(vertices), 3)
+    triangles = np.empty(len(faces), [("count", "u1"), ("rows", "<i4", 3)])
+    triangles["count"], triangles["rows"] = 3, faces
+    lines = ["ply", "format binary_little_endian 1.0"]
+    lines += ["comment " + " ".join(comment.split()) for comment in comments]
+    lines += [f"element vertex {len(vertices)}", *(f"property float {axis}" for axis in "xyz")]
+    lines += [f"property uchar {channel}" for channel in ("red", "green", "blue")]
+    lines += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", ""]
+    data = "\n".join(lines).encode("ascii", "replace") + points.tobytes() + triangles.tobytes()
+    return write_file(path, data, overwrite=overwrite)
 
 
 def _storable(name: str, values: np.ndarray) -> np.ndarray:

@@ -17,7 +17,8 @@ from .field.snapshot import Snapshot, take
 from .field.trainer import StepReport, Trainer
 from .field.workspace import Workspace
 from .frame import Frame
-from .geometry import back_project
+from .errors import QueryError
+from .geometry import back_project, rigid_error, rotation_angle_rad
 from .memory.keyframes import Keyframe, Keyframes
 from .memory.point_map import PointMap
 from .memory.replay import FeatureShape, Replay
@@ -69,6 +70,24 @@ class MappingStatus:
     losses: dict[str, float] | None = None
 
 
+@dataclass(frozen=True)
+class Cleared:
+    """What was forgotten: voxels of the point map, ray records of the replay."""
+
+    voxels: int
+    rays: int
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a pose correction did: keyframes moved, stamps that belong to none, the largest moves."""
+
+    corrected: int
+    unknown: int
+    largest_translation_m: float
+    largest_rotation_rad: float
+
+
 class Mapping:
     """One map being built: keyframes, replay, point map, field and trainer. Not thread-safe."""
 
@@ -86,6 +105,8 @@ class Mapping:
         self.last_report: StepReport | None = None
         self.rng = np.random.default_rng(config.train.seed)
         self._revision = 0
+        self._fresh: PointMap | None = None
+        self._rebuilt: set[int] = set()
 
     @property
     def steps(self) -> int:
@@ -195,6 +216,82 @@ class Mapping:
         if keyframe is not None:
             self.replay.set_pose(keyframe.slot, T_world_camera)
         return keyframe is not None
+
+    def correct_poses(
+        self, camera_name: str, stamps_s: np.ndarray, poses: np.ndarray, tolerance_s: float = 0.0
+    ) -> Correction:
+        """Give keyframes new poses: a table edit, since rays are stored in camera coordinates. The field trains on from
+        there; the point map is made anew (`rebuild_some`). O(keyframes x stamps).
+
+        Args:
+            camera_name: '' = whichever camera took it. stamps_s: [K]. poses: [K, 4, 4] T_world_camera.
+            tolerance_s: stamps match within this.
+
+        Raises:
+            QueryError: lengths that disagree, or a pose that is not rigid; nothing is moved then.
+        """
+        if stamps_s.ndim != 1 or poses.shape != (len(stamps_s), 4, 4):
+            raise QueryError(f"{stamps_s.shape} stamps and poses {poses.shape}; expected [K] stamps and [K, 4, 4] poses")
+        if not np.isfinite(stamps_s).all() or not (np.isfinite(tolerance_s) and tolerance_s >= 0):
+            raise QueryError(f"stamps and tolerance must be finite, and the tolerance ({tolerance_s}) >= 0")
+        for stamp_s, T in zip(stamps_s, poses):
+            if not np.isfinite(T).all() or rigid_error(T) > self.config.frame.rigid_tolerance:
+                raise QueryError(f"the pose for stamp {stamp_s:.6f} s is not rigid; check its quaternion")
+        moved: dict[int, np.ndarray] = {}
+        translation_m = rotation_rad = 0.0
+        unknown = 0
+        mine = [k for k in (self.keyframes.items if self.keyframes else []) if camera_name in ("", k.camera_name)]
+        times = np.array([k.stamp_s for k in mine])
+        for stamp_s, T in zip(stamps_s, poses):
+            # stamps are nanoseconds on the wire and doubles here: equal to a microsecond is equal
+            near = np.flatnonzero(np.abs(times - stamp_s) <= max(tolerance_s, 1e-6)) if len(mine) else []
+            if not len(near):
+                unknown += 1
+                continue
+            keyframe = mine[int(near[np.argmin(np.abs(times[near] - stamp_s))])]
+            translation_m = max(translation_m, float(np.linalg.norm(T[:3, 3] - keyframe.T_world_camera[:3, 3])))
+            rotation_rad = max(rotation_rad, rotation_angle_rad(keyframe.T_world_camera[:3, :3], T[:3, :3]))
+            moved[keyframe.id] = T
+        for keyframe_id, T in moved.items():
+            self.correct_pose(keyframe_id, T)
+        if moved:
+            self._fresh, self._rebuilt = PointMap(self.config.memory, self.feature_dim), set()
+            self.counts["pose_corrections"] += len(moved)
+            self._revision += 1
+        return Correction(len(moved), unknown, translation_m, rotation_rad)
+
+    @property
+    def rebuilding(self) -> bool:
+        """Whether a point map is being made anew."""
+        return self._fresh is not None
+
+    def rebuild_some(self) -> None:
+        """Fuse one more keyframe into the point map that is being made anew; when all are in, it becomes the map.
+
+        Its pixels are those the replay kept of each keyframe. What only forgotten keyframes had seen is forgotten."""
+        if self._fresh is None or self.keyframes is None or self.replay is None:
+            return
+        left = [k for k in self.keyframes.items if k.id not in self._rebuilt]
+        if left:
+            keyframe = left[0]
+            frame, target = self.replay.frame(keyframe.slot, keyframe)
+            # as old as the correction: the field has yet to learn where things are now
+            self._fresh.fuse(frame, self.steps)
+            if target is not None:
+                self._fresh.fuse_features(frame, target)
+            self._rebuilt.add(keyframe.id)
+            return
+        self.points, self._fresh = self._fresh, None
+        self._revision += 1
+
+    def clear_region(self, low: np.ndarray, high: np.ndarray) -> Cleared:
+        """Forget voxels and ray records inside an axis-aligned box [3], [3] in global_frame. O(voxels + records)."""
+        voxels = self.points.clear_region(low, high)
+        if self._fresh is not None:
+            self._fresh.clear_region(low, high)
+        rays = self.replay.clear_region(low, high) if self.replay is not None else 0
+        self._revision += 1
+        return Cleared(voxels, rays)
 
     def snapshot(self) -> Snapshot:
         """An immutable copy for readers."""

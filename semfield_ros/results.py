@@ -4,48 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from .answer import Answer
 from .config import GripperConfig
 from .engine import Engine
 from .export import objects_json, write_file, write_json, write_ply
-from .field.render import render
 from .field.snapshot import Snapshot
 from .frame import Frame
 from .geometry import image_directions, visible
 from .query.scores import score_points
+from .query.view import render_view
 from .session import Session
 from .viewer import contact_sheet, depth_image, draw_boxes, overlay, pca_colours
-
-
-@dataclass(frozen=True)
-class View:
-    """What the field shows from a frame's pose: depth [H, W] m, colour [H, W, 3] uint8, features [H, W, D]."""
-
-    depth_m: np.ndarray
-    rgb: np.ndarray
-    features: np.ndarray
-
-
-def render_view(snapshot: Snapshot, frame: Frame, far_m: float) -> View:
-    """Render the field from where a frame was taken."""
-    assert snapshot.field is not None
-    camera, T = frame.camera, frame.T_world_camera.astype(np.float32)
-    rays = torch.from_numpy(np.ascontiguousarray(image_directions(camera).reshape(-1, 3) @ T[:3, :3].T))
-    device = next(snapshot.field.parameters()).device
-    rays = rays.to(device)
-    origins = torch.from_numpy(T[:3, 3]).to(device).expand_as(rays)
-    out = render(snapshot.field, origins, rays, ("rgb", "language"), far_m=far_m)
-    shape = (camera.height, camera.width)
-    rgb = (out.outputs["rgb"].clamp(0, 1) * 255).round().byte().cpu().numpy().reshape(*shape, 3)
-    depth_m = out.depth.cpu().numpy().reshape(shape)
-    return View(depth_m, rgb, out.outputs["language"].cpu().numpy().reshape(*shape, -1))
 
 
 def best_view(frames: Sequence[Frame], answer: Answer) -> Frame:
@@ -84,7 +58,10 @@ def sheet(
     engine: Engine, snapshot: Snapshot, frame: Frame, answer: Answer, prompts: list[str], title: str, footer: str
 ) -> np.ndarray:
     """The contact sheet: what the camera saw, what the field learnt, what the words found."""
-    view = render_view(snapshot, frame, engine.config.frame.max_depth_m)
+    view = render_view(
+        snapshot, frame.camera, frame.T_world_camera, features=True, far_m=engine.config.frame.max_depth_m
+    )
+    assert view.features is not None
     seen = view.depth_m > 0
     colours = np.full(view.rgb.shape, 40, np.uint8)
     colours[seen], _ = pca_colours(view.features[seen])

@@ -9,13 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from analytic_scene import BLUE, CAMERA, RED, SMALL, frame_at, ring, stream
+from analytic_scene import BLUE, CAMERA, RED, SMALL, cast, frame_at, ring, stream
 
 from semfield_ros.config import EncoderConfig, EngineConfig, FrameConfig
 from semfield_ros.encoders import create
 from semfield_ros.engine import Engine
 from semfield_ros.errors import EngineError, QueryError
-from semfield_ros.geometry import look_at
+from semfield_ros.geometry import Camera, look_at
+from semfield_ros.mapping import Cleared
+from semfield_ros.query.view import render_view
 
 STUB = create(EncoderConfig(name="stub"))
 PATIENCE_S = 60.0
@@ -234,11 +236,82 @@ def test_a_submit_that_waits_is_told_when_the_engine_stops():
 # ---- frames that do not fit ----------------------------------------------------------------------------------------
 
 
-def test_frames_of_another_size_are_dropped_and_counted():
+def test_a_camera_of_another_size_maps_the_same_surface():
+    other = Camera(150, 130, 120.0, 140.0, 74.5, 64.5)  # another aspect ratio, too
     with engine_of() as engine:
-        feed(engine, [stream(1)[0], frame_at(ring(5)[1], 1.0, camera=CAMERA.resized(160, 120)), stream(5)[2]])
-        assert engine.status().dropped == {"size_changed": 1}
-        assert job(engine, lambda m: len(m.keyframes)) == 2
+        feed(engine, [stream(1)[0], frame_at(ring(5)[1], 1.0, camera=other), stream(5)[2]])
+        assert engine.status().dropped == {} and job(engine, lambda m: len(m.keyframes)) == 3
+        cloud = engine.snapshot().cloud
+    red = cloud.points[(cloud.rgb[:, 0] > 150) & (cloud.rgb[:, 1] < 90)]
+    assert len(red) > 50
+    # everything red lies on the red block, to a voxel
+    assert (red >= np.array(RED.low) - 0.02).all() and (red <= np.array(RED.high) + 0.02).all()
+
+
+def test_a_cleared_region_is_forgotten_and_learnt_again():
+    with engine_of() as engine:
+        feed(engine, stream(6))
+        before = engine.snapshot().cloud.points
+        low, high = np.array(RED.low) - 0.05, np.array(RED.high) + 0.05
+
+        def inside(points):
+            return ((points >= low) & (points <= high)).all(1).sum()
+
+        cleared = engine.clear_region(low, high)
+        assert cleared.voxels == inside(before) > 100 and cleared.rays > 500
+        assert inside(engine.snapshot().cloud.points) == 0 and len(engine.snapshot().cloud) == len(before) - cleared.voxels
+        assert engine.clear_region(low, high) == Cleared(0, 0), "its rays are gone too"
+        feed(engine, [replace(f, stamp_s=f.stamp_s + 10) for f in stream(6)])
+        engine.run(lambda m: m.add_keyframe(stream(6, first_s=20.0)[3], m.replay.features)).result()
+        assert inside(engine.snapshot(fresh=True).cloud.points) > 100
+        with pytest.raises(QueryError, match="region"):
+            engine.clear_region([0, 0, 0], [-1, 1, 1])
+
+
+def test_corrected_poses_move_the_map_and_the_field_follows():
+    """Every keyframe was half a metre off; the correction brings the map, and soon the field, to the true place."""
+    shift = np.eye(4)
+    shift[:3, 3] = 0.25, 0.0, 0.0
+    truth = stream(8)
+    with engine_of() as engine:
+        feed(engine, [replace(f, T_world_camera=shift @ f.T_world_camera) for f in truth])
+        engine.train(steps=60)
+        rows = [f.stamp_s for f in truth]
+        done = engine.correct_poses("", [*rows, 99.0], [*(f.T_world_camera for f in truth), np.eye(4)])
+        assert (done.corrected, done.unknown) == (8, 1)
+        assert done.largest_translation_m == pytest.approx(0.25) and done.largest_rotation_rad == pytest.approx(0, abs=1e-6)
+        assert engine.drain(PATIENCE_S)
+        cloud = engine.snapshot(fresh=True).cloud
+        red = cloud.points[(cloud.rgb[:, 0] > 150) & (cloud.rgb[:, 1] < 90)]
+        assert len(red) > 50 and (red >= np.array(RED.low) - 0.03).all() and (red <= np.array(RED.high) + 0.03).all()
+
+        def depth_error():
+            T = ring(16)[3]
+            view = render_view(engine.snapshot(), CAMERA, T)
+            exact, _ = cast(T)
+            both = (view.depth_m > 0) & (exact > 0)
+            return np.median(np.abs(view.depth_m - exact)[both])
+
+        before = depth_error()
+        engine.train(steps=250)
+        assert depth_error() < min(0.02, 0.6 * before)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "poses", "tolerance", "message"),
+    [
+        ([0.0], [np.eye(4), np.eye(4)], 0.0, "expected"), ([0.0], [2 * np.eye(4)], 0.0, "rigid"),
+        ([np.nan], [np.eye(4)], 0.0, "finite"), ([0.0], [np.eye(4)], -1.0, "tolerance"),
+        ([0.0], [np.full((4, 4), np.nan)], 0.0, "rigid"),
+    ],
+)  # fmt: skip
+def test_unusable_corrections_move_nothing(stamps, poses, tolerance, message):
+    with engine_of() as engine:
+        feed(engine, stream(2))
+        before = engine.snapshot().cloud.points
+        with pytest.raises(QueryError, match=message):
+            engine.correct_poses("", stamps, poses, tolerance)
+        assert np.array_equal(engine.snapshot(fresh=True).cloud.points, before)
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -19,7 +19,7 @@ from semfield_ros.field.workspace import Workspace
 from semfield_ros.mapping import Mapping, language_head
 from semfield_ros.query.prompt import MAX_CHARACTERS, MAX_PROMPTS, PromptEncoder, parse_prompt
 from semfield_ros.query.relevancy import best_synonym, hysteresis, pairwise_relevancy, peak, top_percent
-from semfield_ros.query.scores import field_cosines, map_cosines, score_points, score_view
+from semfield_ros.query.scores import field_cosines, map_cosines, score_points
 
 STUB = create(EncoderConfig(name="stub"))
 RED_TOP, BLUE_TOP, TABLE = (-0.14, -0.02, 0.159), (0.15, 0.02, 0.099), (0.0, -0.3, 0.001)
@@ -316,8 +316,6 @@ def test_an_empty_map_has_seen_nothing(empty):
     assert score_points(empty, texts).relevancy.shape == (0, 1)
     assert not score_points(empty, texts, np.zeros((4, 3))).seen.any()
     assert not answer(empty, PromptEncoder(STUB, QueryConfig()), "red").prompts[0].matched
-    with pytest.raises(QueryError, match="feed frames"):
-        score_view(empty, texts, CAMERA, np.eye(4))
 
 
 @pytest.mark.parametrize(
@@ -338,32 +336,6 @@ def test_unusable_sources_and_temperatures_are_query_errors(trained):
 def test_without_negatives_there_are_cosines_only(trained):
     scores = score_points(trained, texts_of("red", negatives=[]))
     assert np.isnan(scores.relevancy).all() and np.isfinite(scores.cosine).all()
-
-
-# ---- views ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_rendered_view_shows_what_is_where(trained):
-    T = ring(7)[2]
-    _, what = cast(T)
-    texts = texts_of("red", "blue")
-    for depth in (None, frame_at(T).depth_m):
-        view = score_view(trained, texts, CAMERA, T, depth_m=depth)
-        assert view.relevancy.shape == (60, 80, 2) and view.seen.shape == view.depth_m.shape == (60, 80)
-        for prompt, label in ((0, 1), (1, 2)):
-            inside = (what == label) & view.seen
-            assert inside.sum() > 50 and np.median(view.relevancy[inside, prompt]) > 0.7
-            assert np.median(view.relevancy[(what == 0) & view.seen, prompt]) < 0.3
-        assert not view.relevancy[~view.seen].any()
-
-
-def test_unusable_views_are_query_errors(trained):
-    with pytest.raises(QueryError, match=r"\(60, 80\)"):
-        score_view(trained, texts_of("red"), CAMERA, np.eye(4), depth_m=np.ones((120, 160), np.float32))
-    with pytest.raises(QueryError, match="pixels"):
-        score_view(trained, texts_of("red"), CAMERA.resized(100_000, 75_000), np.eye(4))
-    blind = score_view(trained, texts_of("red"), CAMERA, np.eye(4), depth_m=np.full((60, 80), np.nan, np.float32))
-    assert not blind.seen.any()
 
 
 # ---- answers -------------------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ import torch
 from ..config import MemoryConfig
 from ..encoders.base import Target, Window
 from ..frame import Frame
+from ..geometry import Camera
+from .keyframes import Keyframe
 from .surface import depth_normals
 
 
@@ -169,6 +171,43 @@ class Replay:
     def set_pose(self, slot: int, T_world_camera: np.ndarray) -> None:
         """Correct a keyframe's pose: its rays move with it."""
         self.pose[slot] = torch.from_numpy(np.asarray(T_world_camera, np.float32)).to(self.device)
+
+    def frame(self, slot: int, keyframe: Keyframe) -> tuple[Frame, Target | None]:
+        """What is still known of a slot's frame: an image with a pixel for each record, and its feature measurements.
+
+        Records are taken to lie at the middle of their block, which is half a block off at most."""
+        s, camera = self.stride, keyframe.camera
+        shape = (self.grid_h, self.grid_w)
+        frame = Frame(
+            keyframe.stamp_s,
+            Camera(
+                self.grid_w, self.grid_h, camera.fx / s, camera.fy / s,
+                (camera.cx + 0.5) / s - 0.5, (camera.cy + 0.5) / s - 0.5,
+            ),
+            keyframe.T_world_camera,
+            self.rgb[slot].cpu().numpy().reshape(*shape, 3),
+            self.depth[slot].cpu().numpy().reshape(shape),
+            camera_name=keyframe.camera_name,
+        )  # fmt: skip
+        if slot not in self.with_features or self.window is None:
+            return frame, None
+        h, w = (int(n) for n in self.grid_shape[slot])
+        index = self.cell_row[slot, : h * w].cpu().numpy().reshape(h, w)
+        values = self.values[slot].float().cpu().numpy()
+        return frame, Target(values, index, self.confidence[slot].cpu().numpy(), self.window)
+
+    def clear_region(self, low: np.ndarray, high: np.ndarray) -> int:
+        """Forget the records whose points lie in an axis-aligned box [3], [3]; returns how many. O(records)."""
+        lowest, highest = (torch.tensor(c, dtype=torch.float32, device=self.device) for c in (low, high))
+        count = 0
+        for slot in self.order:
+            slots = torch.full((self.records,), slot, device=self.device)
+            origins, directions, _ = self._world_rays(slots, self.pixel[slot])
+            points = origins + directions * self.depth[slot, :, None]
+            inside = ((points >= lowest) & (points <= highest)).all(1) & (self.depth[slot] > 0)
+            self.depth[slot, inside] = 0
+            count += int(inside.sum())
+        return count
 
     _TENSORS = (
         "pixel", "depth", "rgb", "incidence", "camera", "pose", "values", "cell_row", "confidence", "grid_shape",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from dataclasses import field as nested
 from typing import Annotated, Literal
 
@@ -147,3 +147,7 @@ class NodeConfig(SemfieldConfig):
     output: OutputConfig = nested(default_factory=OutputConfig)
     service: ServiceConfig = nested(default_factory=ServiceConfig)
     diagnostics: DiagnosticsConfig = nested(default_factory=DiagnosticsConfig)
+
+    def engine_config(self) -> SemfieldConfig:
+        """The engine's part, as maps are saved with."""
+        return SemfieldConfig(**{f.name: getattr(self, f.name) for f in fields(SemfieldConfig)})

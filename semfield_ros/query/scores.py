@@ -15,9 +15,7 @@ import torch
 
 from ..errors import QueryError
 from ..field.model import Field
-from ..field.render import render
 from ..field.snapshot import Snapshot
-from ..geometry import Camera, image_directions
 from .prompt import EncodedPrompts
 from .relevancy import best_synonym, pairwise_relevancy
 
@@ -135,50 +133,3 @@ def score_points(
     else:
         relevancy = np.full((n, count), np.nan, np.float32)
     return Scores(best_synonym(positive, texts.owner, count), relevancy, measured, use_field)
-
-
-@dataclass(frozen=True)
-class ViewScores:
-    """A rendered view: [H, W] depth in metres (0 = nothing) and [H, W, Q] relevancy and seen mask [H, W]."""
-
-    depth_m: np.ndarray
-    relevancy: np.ndarray
-    seen: np.ndarray
-
-
-def score_view(
-    snapshot: Snapshot,
-    texts: EncodedPrompts,
-    camera: Camera,
-    T_world_camera: np.ndarray,
-    *,
-    depth_m: np.ndarray | None = None,
-    source: Source = "auto",
-    temperature: float = 10.0,
-) -> ViewScores:
-    """Relevancy seen from a camera: depth is rendered from the field unless an image of it is given.
-
-    Raises:
-        QueryError: a depth image of another size than the camera's, too many pixels, or nothing to render yet.
-    """
-    if camera.width * camera.height > MAX_POINTS:
-        raise QueryError(f"a view of {camera.width}x{camera.height} pixels; allowed: {MAX_POINTS} pixels in all")
-    if depth_m is not None and np.shape(depth_m) != (camera.height, camera.width):
-        raise QueryError(f"depth is {np.shape(depth_m)}; expected the camera's {(camera.height, camera.width)}")
-    directions = image_directions(camera).reshape(-1, 3) @ T_world_camera[:3, :3].T.astype(np.float32)
-    origin = T_world_camera[:3, 3].astype(np.float32)
-    if depth_m is None:
-        if snapshot.field is None:
-            raise QueryError("there is no field to render yet; feed frames first")
-        device = next(snapshot.field.parameters()).device
-        rays = torch.from_numpy(np.ascontiguousarray(directions)).to(device)
-        rendering = render(snapshot.field, torch.from_numpy(origin).to(device).expand_as(rays), rays)
-        depth_m = rendering.depth.cpu().numpy().reshape(camera.height, camera.width)
-    hit = np.flatnonzero(depth_m.reshape(-1) > 0)
-    points = origin + directions[hit] * depth_m.reshape(-1)[hit, None]
-    scores = score_points(snapshot, texts, points, source=source, temperature=temperature)
-    relevancy = np.zeros((camera.height * camera.width, len(texts.prompts)), np.float32)
-    seen = np.zeros(camera.height * camera.width, bool)
-    relevancy[hit], seen[hit] = scores.relevancy, scores.seen
-    shape = (camera.height, camera.width)
-    return ViewScores(depth_m, relevancy.reshape(*shape, -1), seen.reshape(shape))

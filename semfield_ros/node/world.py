@@ -1,0 +1,55 @@
+"""World: the little that inputs, outputs and services of the node share. Thread-safe."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+from ..frame import Frame
+
+
+class World:
+    """What the node knows besides its map.
+
+    Attributes:
+        vocabulary: classes of the labelled cloud. prompts: what the relevancy cloud shows now. Tuples are swapped whole.
+        paused: whether frames are refused. last_error: the newest error or rejection in words, '' = none.
+    """
+
+    def __init__(self, vocabulary: tuple[str, ...] = (), prompts: tuple[str, ...] = ()):
+        self.vocabulary = vocabulary
+        self.prompts = prompts
+        self.paused = False
+        self.last_error = ""
+        self._lock = threading.Lock()
+        self._frames: dict[str, Frame] = {}
+        self._newest = ""
+        self._counts: Counter[str] = Counter()
+
+    def saw(self, frame: Frame) -> None:
+        """Remember the last frame of its camera."""
+        with self._lock:
+            self._frames[frame.camera_name] = frame
+            self._newest = frame.camera_name
+
+    def last_frame(self, camera_name: str = "") -> Frame | None:
+        """The last frame of a camera ('' = of any); None before the first."""
+        with self._lock:
+            return self._frames.get(camera_name or self._newest)
+
+    def count(self, reason: str, by: int = 1, error: str = "") -> None:
+        """Count frames that came in and were not used, by reason."""
+        with self._lock:
+            self._counts[reason] += by
+            if error:
+                self.last_error = error
+
+    def counts(self) -> dict[str, int]:
+        """A copy of the counts by reason."""
+        with self._lock:
+            return dict(self._counts)
+
+    def forget_frames(self) -> None:
+        """After a reset: no last frame."""
+        with self._lock:
+            self._frames.clear()
