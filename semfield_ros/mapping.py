@@ -11,13 +11,13 @@ import torch
 
 from .config import SemfieldConfig
 from .encoders.base import Target
+from .errors import QueryError
 from .field.heads import HeadConfig
 from .field.model import Field
 from .field.snapshot import Snapshot, take
 from .field.trainer import StepReport, Trainer
 from .field.workspace import Workspace
 from .frame import Frame
-from .errors import QueryError
 from .geometry import back_project, rigid_error, rotation_angle_rad
 from .memory.keyframes import Keyframe, Keyframes
 from .memory.point_map import PointMap
@@ -231,7 +231,7 @@ class Mapping:
             QueryError: lengths that disagree, or a pose that is not rigid; nothing is moved then.
         """
         if stamps_s.ndim != 1 or poses.shape != (len(stamps_s), 4, 4):
-            raise QueryError(f"{stamps_s.shape} stamps and poses {poses.shape}; expected [K] stamps and [K, 4, 4] poses")
+            raise QueryError(f"stamps are {stamps_s.shape} and poses {poses.shape}; expected [K] and [K, 4, 4]")
         if not np.isfinite(stamps_s).all() or not (np.isfinite(tolerance_s) and tolerance_s >= 0):
             raise QueryError(f"stamps and tolerance must be finite, and the tolerance ({tolerance_s}) >= 0")
         for stamp_s, T in zip(stamps_s, poses):
@@ -244,7 +244,7 @@ class Mapping:
         times = np.array([k.stamp_s for k in mine])
         for stamp_s, T in zip(stamps_s, poses):
             # stamps are nanoseconds on the wire and doubles here: equal to a microsecond is equal
-            near = np.flatnonzero(np.abs(times - stamp_s) <= max(tolerance_s, 1e-6)) if len(mine) else []
+            near = np.flatnonzero(np.abs(times - stamp_s) <= max(tolerance_s, 1e-6))
             if not len(near):
                 unknown += 1
                 continue

@@ -259,7 +259,8 @@ def test_a_cleared_region_is_forgotten_and_learnt_again():
 
         cleared = engine.clear_region(low, high)
         assert cleared.voxels == inside(before) > 100 and cleared.rays > 500
-        assert inside(engine.snapshot().cloud.points) == 0 and len(engine.snapshot().cloud) == len(before) - cleared.voxels
+        after = engine.snapshot().cloud.points
+        assert inside(after) == 0 and len(after) == len(before) - cleared.voxels
         assert engine.clear_region(low, high) == Cleared(0, 0), "its rays are gone too"
         feed(engine, [replace(f, stamp_s=f.stamp_s + 10) for f in stream(6)])
         engine.run(lambda m: m.add_keyframe(stream(6, first_s=20.0)[3], m.replay.features)).result()
@@ -279,7 +280,8 @@ def test_corrected_poses_move_the_map_and_the_field_follows():
         rows = [f.stamp_s for f in truth]
         done = engine.correct_poses("", [*rows, 99.0], [*(f.T_world_camera for f in truth), np.eye(4)])
         assert (done.corrected, done.unknown) == (8, 1)
-        assert done.largest_translation_m == pytest.approx(0.25) and done.largest_rotation_rad == pytest.approx(0, abs=1e-6)
+        assert done.largest_translation_m == pytest.approx(0.25)
+        assert done.largest_rotation_rad == pytest.approx(0, abs=1e-6)
         assert engine.drain(PATIENCE_S)
         cloud = engine.snapshot(fresh=True).cloud
         red = cloud.points[(cloud.rgb[:, 0] > 150) & (cloud.rgb[:, 1] < 90)]

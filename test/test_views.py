@@ -91,7 +91,7 @@ def test_a_click_finds_the_same_thing(trained, place, low, high):
 
 @pytest.mark.parametrize("point", [(9.0, 9.0, 9.0), (np.nan, 0, 0), (0.0, 0.0), "here"])
 def test_clicks_nowhere_are_query_errors(trained, point):
-    with pytest.raises((QueryError, ValueError), match="point|surface|float"):
+    with pytest.raises(QueryError, match=r"point|surface"):
         prompts_like(trained, point)
 
 

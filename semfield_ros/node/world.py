@@ -12,7 +12,7 @@ class World:
     """What the node knows besides its map.
 
     Attributes:
-        vocabulary: classes of the labelled cloud. prompts: what the relevancy cloud shows now. Tuples are swapped whole.
+        vocabulary: classes of the labelled cloud. prompts: what the relevancy cloud shows. Tuples are swapped whole.
         paused: whether frames are refused. last_error: the newest error or rejection in words, '' = none.
     """
 

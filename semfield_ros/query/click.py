@@ -40,7 +40,10 @@ def prompts_like(snapshot: Snapshot, point: np.ndarray, radius_m: float | None =
     Raises:
         QueryError: a point that is not finite, or with no surface near it whose features are known.
     """
-    at = np.asarray(point, np.float64)
+    try:
+        at = np.asarray(point, np.float64)
+    except (TypeError, ValueError):
+        at = np.empty(0)
     if at.shape != (3,) or not np.isfinite(at).all():
         raise QueryError(f"point is {point!r}; expected three finite numbers [m]")
     reach_m = 1.5 * snapshot.voxel_size_m if radius_m is None else radius_m

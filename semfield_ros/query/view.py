@@ -75,9 +75,9 @@ def render_view(
         hit = np.flatnonzero(depth_m > 0)
         points = transform_points(T, local[hit] * depth_m[hit, None])
         scores = score_points(snapshot, texts, points, source=source, temperature=temperature)
-        relevancy = np.zeros((pixels, len(texts.prompts)), np.float32)
-        relevancy[hit] = scores.relevancy if score == "relevancy" else scores.cosine
-        relevancy = relevancy.reshape(*shape, -1)
+        values = np.zeros((pixels, len(texts.prompts)), np.float32)
+        values[hit] = scores.relevancy if score == "relevancy" else scores.cosine
+        relevancy = values.reshape(*shape, -1)
     return View(
         (out.outputs["rgb"].clamp(0, 1) * 255).round().byte().cpu().numpy().reshape(*shape, 3),
         depth_m.reshape(shape),
