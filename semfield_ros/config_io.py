@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
 import yaml
 
@@ -22,13 +22,19 @@ from .errors import ConfigError
 T = TypeVar("T")
 
 
-def to_yaml(config: SemfieldConfig) -> str:
+def to_yaml(config: Any) -> str:
     """Every setting with its meaning, allowed values and value, as YAML that `from_yaml` reads back."""
     return "\n".join(_lines(config, indent="")) + "\n"
 
 
-def from_yaml(path: str | Path) -> SemfieldConfig:
-    """Read a YAML file; settings it leaves out keep their defaults.
+@overload
+def from_yaml(path: str | Path) -> SemfieldConfig: ...
+@overload
+def from_yaml(path: str | Path, base: T) -> T: ...
+
+
+def from_yaml(path: str | Path, base: Any = None) -> Any:
+    """Read a YAML file; settings it leaves out keep their defaults, or those of `base`, a configuration dataclass.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is of the wrong type or out of range.
@@ -41,18 +47,24 @@ def from_yaml(path: str | Path) -> SemfieldConfig:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     try:
-        return from_dict({} if data is None else data)
+        return from_dict({} if data is None else data, SemfieldConfig() if base is None else base)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def from_dict(data: Mapping[str, Any]) -> SemfieldConfig:
-    """A configuration from nested mappings; settings left out keep their defaults.
+@overload
+def from_dict(data: Mapping[str, Any]) -> SemfieldConfig: ...
+@overload
+def from_dict(data: Mapping[str, Any], base: T) -> T: ...
+
+
+def from_dict(data: Mapping[str, Any], base: Any = None) -> Any:
+    """A configuration from nested mappings; settings left out keep their defaults, or those of `base`.
 
     Raises:
         ConfigError: names the setting (`memory.voxel_size_m`), its value and what is allowed.
     """
-    return _replaced(SemfieldConfig(), data, "")
+    return _replaced(SemfieldConfig() if base is None else base, data, "")
 
 
 def field_docs(kind: type) -> dict[str, str]:

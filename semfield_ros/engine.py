@@ -22,7 +22,7 @@ import torch
 
 from . import checkpoint
 from .answer import Answer, answer, in_region
-from .config import SemfieldConfig
+from .config import GripperConfig, ObjectConfig, QueryConfig, SemfieldConfig
 from .encoders import create
 from .encoders.base import Encoder, Target
 from .errors import EngineError
@@ -211,6 +211,11 @@ class Engine:
         with self._changed:
             self._training = not paused
             self._changed.notify_all()
+
+    def set_matching(self, query: QueryConfig, objects: ObjectConfig, gripper: GripperConfig) -> None:
+        """Change how words are matched, objects made and grasped; the map stays, queries from now on follow."""
+        self.config = replace(self.config, query=query, objects=objects, gripper=gripper)
+        self.prompts.config = query
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until every submitted frame is mapped, encoded and in the snapshot. False on time-out."""
