@@ -1,4 +1,4 @@
-"""The command line: `semfield demo | run | query | export | bench`."""
+"""The command line: `semfield demo | run | query | export | node | publish | ask | bench`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 from rich.console import Console
@@ -17,6 +17,8 @@ from tyro.conf import Positional, UseAppendAction, arg
 from .config import SemfieldConfig, demo_config
 from .config_io import from_yaml
 from .errors import ConfigError, SemfieldError
+from .node.commands import ask, node, publish
+from .node.config import NodeConfig
 
 if TYPE_CHECKING:
     from .answer import Answer
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from .evaluation.simulated import Truth
     from .field.snapshot import Snapshot
     from .sources import Source
+
+T = TypeVar("T")
 
 # tables stay whole where there is no terminal to say how wide it is
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 110)
@@ -269,19 +273,20 @@ def bench(
 
 
 COMMANDS: dict[str, Callable[..., int]] = {
-    "demo": demo, "run": run, "query": query, "export": export, "bench": bench,
+    "demo": demo, "run": run, "query": query, "export": export, "node": node, "publish": publish, "ask": ask,
+    "bench": bench,
 }  # fmt: skip
 
 
-def _with_preset(arguments: list[str]) -> tuple[list[str], SemfieldConfig]:
-    """Take `--config FILE` out of the arguments of `run`: its settings become the defaults of the flags."""
+def _with_preset(arguments: list[str], base: T) -> tuple[list[str], T]:
+    """Take `--config FILE` out of the arguments: its settings become the defaults of the flags."""
     for i, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if name == "--config":
             rest = arguments[:i] + arguments[i + (1 if value else 2) :]
             value = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
-            return rest, from_yaml(value)
-    return arguments, SemfieldConfig()
+            return rest, from_yaml(value, base)
+    return arguments, base
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -293,10 +298,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
     commands = dict(COMMANDS)
     try:
-        if arguments[:1] == ["run"]:
-            arguments, preset = _with_preset(arguments)
-            if preset != SemfieldConfig():
-                run.__defaults__ = (*run.__defaults__[:-1], preset)  # type: ignore[index]
+        for name, command, base in (("run", run, SemfieldConfig()), ("node", node, NodeConfig())):
+            if arguments[:1] == [name]:
+                arguments, preset = _with_preset(arguments, base)
+                if preset != base:
+                    command.__defaults__ = (*command.__defaults__[:-1], preset)  # type: ignore[index]
         code: int = tyro.extras.subcommand_cli_from_dict(
             commands, args=arguments, prog="semfield",
             description="Robots that know what they see: RGB-D in, a field to ask in words, objects and grasps out.",

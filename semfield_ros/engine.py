@@ -44,9 +44,16 @@ _ENCODER_QUEUE = 4
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """What the engine is doing: the map's counters, dropped frames by reason, waiting work."""
+    """What the engine is doing: the map's counters, and those of this engine's whole life, whatever map it has had.
+
+    submitted = used (as keyframes) + skipped (nothing new) + the sum of `dropped` + frames_waiting, up to the frame
+    being mapped. `dropped["encoder_behind"]` counts keyframes without features, no frames.
+    """
 
     mapping: MappingStatus
+    submitted: int
+    used: int
+    skipped: int
     dropped: dict[str, int]
     frames_waiting: int
     encoder_waiting: int
@@ -79,6 +86,7 @@ class Engine:
         self._stopping = False
         self._training = True
         self._steps_left = 0
+        self._submitted = self._used = self._skipped = 0
         self._epoch = 0
         self._feature_shape: FeatureShape | None = None
         self._train_s = self._encode_s = 0.0
@@ -166,6 +174,7 @@ class Engine:
                 self._frames.popleft()
                 self.dropped["queue_full"] += 1
             self._frames.append(frame)
+            self._submitted += 1
             self._changed.notify_all()
         return not dropped
 
@@ -202,8 +211,8 @@ class Engine:
     def status(self) -> EngineStatus:
         """Counters, as of the last look of the engine's thread."""
         return EngineStatus(
-            self._status, dict(self.dropped), len(self._frames), len(self._to_encode) + self._encoding,
-            self._train_s, self._encode_s,
+            self._status, self._submitted, self._used, self._skipped, dict(self.dropped), len(self._frames),
+            len(self._to_encode) + self._encoding, self._train_s, self._encode_s,
         )  # fmt: skip
 
     def pause(self, paused: bool = True) -> None:
@@ -362,7 +371,9 @@ class Engine:
             return True
         mapping.saw(frame)
         if not mapping.accepts(frame):
+            self._skipped += 1
             return True
+        self._used += 1
         if self._feature_shape is None:
             # the first frame is encoded here: its target says how much room features need
             started = time.perf_counter()

@@ -7,6 +7,7 @@ from dataclasses import field as nested
 from typing import Annotated, Literal
 
 from ..config import Live, SemfieldConfig, require
+from ..messages.assembly import AssemblyConfig
 
 Rate = Annotated[float, Live()]
 
@@ -147,6 +148,17 @@ class NodeConfig(SemfieldConfig):
     output: OutputConfig = nested(default_factory=OutputConfig)
     service: ServiceConfig = nested(default_factory=ServiceConfig)
     diagnostics: DiagnosticsConfig = nested(default_factory=DiagnosticsConfig)
+
+    def assembly(self) -> AssemblyConfig:
+        """How messages become frames."""
+        camera, pose = self.camera, self.pose
+        return AssemblyConfig(
+            cameras=camera.namespaces, global_frame=self.global_frame, approx_sync=camera.approx_sync,
+            sync_slop_s=camera.sync_slop_s, sync_queue_size=camera.sync_queue_size, width=camera.width,
+            labels=bool(camera.labels_topic), masks=bool(camera.masks_topic), labels_timeout_s=camera.labels_timeout_s,
+            pose_source=pose.source, pose_frame=pose.pose_frame, pose_timeout_s=pose.timeout_s,
+            max_gap_s=pose.max_gap_s, pending_frames=pose.pending_frames,
+        )  # fmt: skip
 
     def engine_config(self) -> SemfieldConfig:
         """The engine's part, as maps are saved with."""

@@ -1,0 +1,123 @@
+"""The node: engine, inputs, outputs, services and diagnostics on one bus. Wiring only; the same on both wires."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ..engine import Engine
+from ..errors import SemfieldError
+from ..wire.bus import Bus
+from .config import NodeConfig
+from .diagnostics import Diagnostics
+from .inputs import Inputs
+from .locate import locate
+from .maps import MapFolder
+from .outputs import Outputs
+from .questions import ask_words
+from .services import Services
+from .world import World
+
+log = logging.getLogger(__name__)
+
+
+class SemfieldNode:
+    """An online semantic field on the ROS graph.
+
+    `start` offers services and outputs and listens; `stop` only stops listening, so that the map still answers;
+    `close` frees everything. All may be called twice.
+    """
+
+    def __init__(self, bus: Bus, config: NodeConfig, engine: Engine | None = None):
+        self.bus, self.config = bus, config
+        self.world = World(config.output.vocabulary, config.output.prompts)
+        self.engine = engine or Engine(config.engine_config())
+        self.maps = MapFolder(config.service.map_folder)
+        self.inputs = Inputs(bus, self.engine, config, self.world)
+        self.outputs = Outputs(bus, self.engine, lambda: self.config, self.world)
+        self.services = Services(
+            self.engine, lambda: self.config, self.maps, self.world, show=self.outputs.show
+        )
+        self.diagnostics = Diagnostics(bus, self.engine, lambda: self.config, self.world, self.inputs)
+        self.actions: dict[str, tuple[str, Callable[..., Any]]] = {
+            "~/locate": ("semfield_ros/action/Locate", self._locate)
+        }
+        self._started = self._closed = False
+
+    def start(self) -> None:
+        """Go on from a saved map if one is configured, offer everything, listen.
+
+        Raises:
+            CheckpointError: the configured map cannot be loaded.
+        """
+        if not self._started:
+            self._started = True
+            self.engine.start()
+            if self.config.service.load_on_start:
+                self.services.load(self.config.service.load_on_start)
+                log.info("went on from map %r: %d voxels", self.config.service.load_on_start,
+                         len(self.engine.snapshot().cloud))  # fmt: skip
+            self.services.serve_all(self.bus)
+            self.outputs.start()
+            self.diagnostics.start()
+        self.inputs.start()
+
+    def stop(self) -> None:
+        """Stop listening. The map still answers."""
+        self.inputs.stop()
+
+    def close(self) -> None:
+        """Stop, save if configured, free memory."""
+        if self._closed:
+            return
+        self._closed = True
+        self.inputs.stop()
+        self.diagnostics.close()
+        self.outputs.close()
+        self.services.close()
+        name = self.config.service.save_on_shutdown
+        if name and self._started:
+            try:
+                path = self.engine.save(self.maps.new(name, ".semfield", overwrite=True), overwrite=True)
+                log.info("saved %s", path)
+            except SemfieldError as error:
+                log.error("the map could not be saved as %r: %s", name, error)
+        self.engine.stop()
+
+    def configure_live(self, config: NodeConfig) -> None:
+        """Take over the settings that may change while everything runs: matching, objects, gripper, outputs."""
+        before = self.config
+        self.config = replace(
+            before, query=config.query, objects=config.objects, gripper=config.gripper, output=config.output
+        )
+        self.engine.set_matching(config.query, config.objects, config.gripper)
+        if config.output.vocabulary != before.output.vocabulary:
+            self.world.vocabulary = config.output.vocabulary
+        if config.output.prompts != before.output.prompts:
+            self.world.prompts = config.output.prompts
+        self.outputs.reschedule()
+        self.diagnostics.reschedule()
+
+    def _locate(self, goal: Any, feedback: Callable[[Any], None], cancelled: Callable[[], bool]) -> Any:
+        """Goal, feedback and result of semfield_ros/action/Locate, as messages."""
+        new = self.bus.new
+
+        def tell(elapsed_s: float, best: float, frames: int) -> None:
+            feedback(
+                new("semfield_ros/action/Locate_Feedback", elapsed=elapsed_s, best_score=best, frames=max(0, frames))
+            )
+
+        try:
+            question = ask_words([goal.prompt], goal.options, self.config)
+            answer, message = locate(
+                self.engine, question, float(goal.timeout), feedback=tell, cancelled=cancelled
+            )
+        except SemfieldError as error:
+            return new("semfield_ros/action/Locate_Result", success=False, message=str(error))
+        result = new("semfield_ros/action/Locate_Result", success=not message, message=message)
+        if answer is not None:
+            result.answer = self.services.reply(question, answer, goal.options)
+            self.outputs.show(answer, question)
+        return result
