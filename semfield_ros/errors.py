@@ -46,6 +46,20 @@ class Reason(str, Enum):
     STAMP_NOT_FINITE = "stamp_not_finite"
     STAMP_BACKWARDS = "stamp_backwards"
     TARGET_TYPE = "target_type"
+    IMAGE_ENCODING = "image_encoding"
+    """An encoding, compression or distortion model that is not read."""
+    IMAGE_MALFORMED = "image_malformed"
+    """A message whose bytes are not the image it announces."""
+    INFO_MISSING = "info_missing"
+    """No CameraInfo came in time."""
+    POSE_MISSING = "pose_missing"
+    """No pose for the stamp came in time, or none can come any more."""
+    UNSYNCHRONISED = "unsynchronised"
+    """A colour image without its depth image."""
+    PENDING_FULL = "pending_full"
+    """Too many frames waited for their poses; the oldest goes."""
+    TIME_JUMP = "time_jump"
+    """It waited when time jumped back."""
 
 
 class FrameRejected(SemfieldError, ValueError):

@@ -11,7 +11,7 @@ import threading
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import rosbags.typesys.store as rosbags_store
@@ -29,12 +29,13 @@ _KINDS = {".msg": "msg", ".srv": "srv", ".action": "action"}
 
 
 def _own_definitions() -> Path:
-    """The folder with our msg/, srv/ and action/: installed beside this file, or the root of a source tree."""
-    installed, source = DEFINITIONS / _OWN, Path(__file__).parents[2]
-    for folder in (installed, source):
+    """The folder with our msg/, srv/ and action/: beside this file (pip), a source tree's root, or share/ (colcon)."""
+    here = Path(__file__)
+    shares = [prefix / "share" / _OWN for prefix in here.parents[3:]]
+    for folder in (DEFINITIONS / _OWN, here.parents[2], *shares):
         if (folder / "msg").is_dir() and (folder / "srv").is_dir():
             return folder
-    raise WireError(f"the definitions of {_OWN}'s messages are neither in {installed} nor in {source}; install it again")
+    raise WireError(f"the definitions of {_OWN}'s messages are not in {DEFINITIONS / _OWN}; install the package again")
 
 
 class Types:
@@ -110,11 +111,13 @@ class Types:
         self._check(name)
         return [field for field, _ in self._store.fielddefs[name][1] if field != "structure_needs_at_least_one_member"]
 
-    def new(self, name: str, **values: Any) -> Any:
+    def new(self, name: str, /, **values: Any) -> Any:
         """A message with the given fields; what is left out is zero, empty or false, as in ROS.
 
+        Numbers for an array field may come as any sequence or array; they are converted where nothing is lost.
+
         Raises:
-            ConfigError: a field the type does not have.
+            ConfigError: a field the type does not have, or an array that does not fit its field.
         """
         self._check(name)
         definitions = dict(self._store.fielddefs[name][1])
@@ -126,6 +129,8 @@ class Types:
         for field, definition in definitions.items():
             if field not in values:
                 values[field] = self._default(definition)
+            elif (numbers := _numbers(definition)) is not None:
+                values[field] = _array(values[field], *numbers, f"{name}.{field}")
         return self._store.types[name](**values)
 
     def _default(self, definition: Any) -> Any:
@@ -135,15 +140,26 @@ class Types:
             return "" if base == "string" else False if base == "bool" else 0.0 if base.startswith("float") else 0
         if kind is Nodetype.NAME:
             return self.new(detail)
-        (inner, inner_detail), count = detail
+        inner, count = detail
         count = count if kind is Nodetype.ARRAY else 0
-        if inner is Nodetype.BASE and inner_detail[0] != "string":
-            return np.zeros(count, _dtype(inner_detail[0]))
-        return [self._default((inner, inner_detail)) for _ in range(count)]
+        numbers = _numbers(definition)
+        return [self._default(inner) for _ in range(count)] if numbers is None else np.zeros(count, numbers[0])
 
     def encode(self, message: Any) -> bytes:
-        """CDR bytes (little endian, with the 4-byte header) of a message."""
-        return bytes(self._store.serialize_cdr(message, message.__msgtype__))
+        """CDR bytes (little endian, with the 4-byte header) of a message.
+
+        Raises:
+            WireError: a field that does not hold what its type says.
+        """
+        return bytes(self.encode_buffer(message))
+
+    def encode_buffer(self, message: Any) -> bytearray:
+        """As `encode`, in a buffer that is the caller's own: a second copy of an image costs more than its encoding."""
+        name = message.__msgtype__
+        try:
+            return cast(bytearray, self._store.serialize_cdr(message, name, little_endian=True).obj)
+        except Exception as error:  # rosbags' generated encoders fail in any way on foreign values
+            raise WireError(f"a field of this {name} has the wrong type: {type(error).__name__}: {error}") from error
 
     def decode(self, data: bytes | memoryview, name: str) -> Any:
         """The message of CDR bytes; its arrays are read-only views into `data`.
@@ -163,8 +179,31 @@ class Types:
             raise ConfigError(f"message type {name!r} is not known{f'; did you mean {close[0]}?' if close else ''}")
 
 
-def _dtype(base: str) -> str:
-    return {"byte": "uint8", "char": "uint8", "octet": "uint8"}.get(base, base)
+def _numbers(definition: Any) -> tuple[np.dtype, int | None] | None:
+    """The dtype and, where it is fixed, the length of a field that is an array of numbers; None for other fields."""
+    kind, detail = definition
+    if kind not in (Nodetype.ARRAY, Nodetype.SEQUENCE) or detail[0][0] is not Nodetype.BASE:
+        return None
+    base = detail[0][1][0]
+    if base == "string":
+        return None
+    dtype = np.dtype({"byte": "uint8", "char": "uint8"}.get(base, base))
+    return dtype, detail[1] if kind is Nodetype.ARRAY else None
+
+
+def _array(value: Any, dtype: np.dtype, count: int | None, field: str) -> np.ndarray:
+    """One contiguous row of numbers: the encoder writes whatever bytes it is given."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        value = np.frombuffer(value, np.uint8)
+    try:
+        array = np.asarray(value) if isinstance(value, np.ndarray) else np.array(value, dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{field} holds {dtype}, not {value!r:.60}") from error
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise ConfigError(f"{field} holds {dtype}; {array.dtype} would lose values, so convert it explicitly")
+    if count is not None and array.size != count:
+        raise ConfigError(f"{field} holds {count} numbers, not {array.size}")
+    return np.ascontiguousarray(array, dtype).reshape(-1)
 
 
 def _sections(text: str) -> list[str]:

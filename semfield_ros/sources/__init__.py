@@ -1,4 +1,4 @@
-"""Where frames come from: a recording on disk in one of the known layouts, or the simulator."""
+"""Where frames come from: a recording on disk in one of the known layouts, a bag, or the simulator."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .recording import Recording, fitted
 __all__ = ["Source", "open_source"]
 
 _LAYOUTS = ("seven_scenes", "tum", "nerfstudio")
+_BAG = "a bag of rosbag2: metadata.yaml with .mcap or .db3"
 
 
 class Source(Protocol):
@@ -50,7 +51,7 @@ def open_source(
     limit: int | None = None,
     frame_config: FrameConfig | None = None,
 ) -> Source:
-    """The source `uri` names: "simulator", "simulator:SEED", or a directory in a known layout.
+    """The source `uri` names: "simulator", "simulator:SEED", "bag:PATH" (see sources.bag), or a directory or bag.
 
     Args:
         width, height: size of the frames in pixels; one alone keeps the aspect ratio, none the source's own.
@@ -67,9 +68,17 @@ def open_source(
             raise ConfigError(f"{name} is {value!r}; allowed: {least} or more")
     if str(uri).split(":")[0] == "simulator":
         return _Excerpt.of(_simulator(str(uri), width, height), start, stride, limit)
+    if _is_bag(str(uri)):
+        from .bag import open_bag
+
+        bag = open_bag(str(uri), width=width, height=height, frame_config=frame_config)
+        return _Excerpt.of(bag, start, stride, limit)
     directory = Path(uri).expanduser()
     if not directory.is_dir():
-        raise SourceError(f"source {str(uri)!r} is no directory; allowed: simulator, simulator:SEED, or a directory")
+        raise SourceError(
+            f"source {str(uri)!r} is no directory; allowed: simulator, simulator:SEED, a directory, bag:PATH, or a "
+            ".mcap or .db3 file"
+        )
     layouts = [import_module(f"{__name__}.{name}") for name in _LAYOUTS]
     for layout in layouts:
         if layout.recognises(directory):
@@ -80,8 +89,14 @@ def open_source(
             return Recording(
                 directory.resolve().name, chosen, width=width, height=height, frame_config=frame_config
             )
-    known = "\n".join(f"  - {layout.LAYOUT}" for layout in layouts)
+    known = "\n".join(f"  - {name}" for name in [*(layout.LAYOUT for layout in layouts), _BAG])
     raise SourceError(f"{directory} has none of the known layouts. Looked for:\n{known}")
+
+
+def _is_bag(uri: str) -> bool:
+    """Whether a source's name says bag, or is a bag's folder or file."""
+    path = Path(uri).expanduser()
+    return uri.startswith("bag:") or (path / "metadata.yaml").is_file() or path.suffix in (".mcap", ".db3")
 
 
 def _simulator(uri: str, width: int | None, height: int | None) -> Source:
