@@ -1,0 +1,450 @@
+"""The node's services over a real wire: a map of two blocks on a table, asked from another bus; and all that is asked
+wrongly, which is answered with words."""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import trimesh
+from analytic_scene import BLUE, CAMERA, RED, SMALL, cast, ring, stream
+
+from semfield_ros.config import EncoderConfig, SemfieldConfig
+from semfield_ros.engine import Engine
+from semfield_ros.geometry import look_at, project
+from semfield_ros.messages.clouds import from_cloud, to_cloud
+from semfield_ros.messages.images import decode_colour, decode_depth, info_of
+from semfield_ros.messages.poses import header_of, pose_of, time_of
+from semfield_ros.messages.types import types
+from semfield_ros.node.config import NodeConfig
+from semfield_ros.node.maps import MapFolder
+from semfield_ros.node.services import _SERVICES, Services
+from semfield_ros.node.world import World
+from semfield_ros.wire.zenoh_bus import ZenohBus
+
+SCENE = replace(SMALL, encoder=EncoderConfig(name="stub"))
+CONFIG = NodeConfig(**{f.name: getattr(SCENE, f.name) for f in fields(SemfieldConfig)})
+PATIENCE_S = 60.0
+RED_MIDDLE = (np.array(RED.low) + RED.high) / 2
+NAN = float("nan")
+new = types().new
+
+
+def services_of(engine, folder, **more):
+    return Services(engine, lambda: CONFIG, MapFolder(folder), World(), **more)
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory):
+    """Services of a map that has seen the whole scene and whose field is trusted; training rests."""
+    with Engine(SCENE) as engine:
+        services = services_of(engine, tmp_path_factory.mktemp("maps"))
+        for frame in stream(12):
+            services.world.saw(frame)
+            engine.submit(frame, block=True)
+        assert engine.drain(PATIENCE_S)
+        engine.pause()
+        engine.train(steps=320)
+        yield services
+
+
+@pytest.fixture(scope="module")
+def bus(services):
+    """A bus on which the services are offered."""
+    with_services = ZenohBus("semfield", mode="test")
+    services.serve_all(with_services)
+    yield with_services
+    with_services.close()
+
+
+@pytest.fixture(scope="module")
+def call(bus):
+    """Call a service from another bus: call("query", prompts=["red"])."""
+    other = ZenohBus("client", mode="join", endpoint=bus.endpoint)
+    clients = {}
+
+    def call(name, /, **fields):
+        if name not in clients:
+            clients[name] = other.client(_SERVICES[name], f"/semfield/{name}")
+            assert clients[name].wait(PATIENCE_S)
+        return clients[name].call(new(f"{_SERVICES[name]}_Request", **fields), PATIENCE_S)
+
+    yield call
+    other.close()
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Services of a map of its own, to change."""
+    with Engine(SCENE) as engine:
+        engine.pause()
+        services = services_of(engine, tmp_path / "maps")
+        for frame in stream(8):
+            services.world.saw(frame)
+            engine.submit(frame, block=True)
+        assert engine.drain(PATIENCE_S)
+        yield services
+
+
+def point(*xyz):
+    return new("geometry_msgs/msg/Point", **dict(zip("xyz", map(float, xyz))))
+
+
+def options(**values):
+    return new("semfield_ros/msg/QueryOptions", **values)
+
+
+def ask(services, name, /, **fields):
+    """Call a handler as the bus does, its response through CDR."""
+    response = getattr(services, name)(new(f"{_SERVICES[name]}_Request", **fields))
+    return types().decode(types().encode(response), f"{_SERVICES[name]}_Response")
+
+
+def stamped(header):
+    return header.stamp.sec + header.stamp.nanosec * 1e-9, header.frame_id
+
+
+# ---- what they are for ----------------------------------------------------------------------------------------
+
+
+def test_query_finds_the_block_where_it_is(call):
+    wanted = options(with_cloud=True, with_grasps=True)
+    response = call("query", prompts=["red", "blue; azure", "zebra"], options=wanted)
+    assert response.success and response.message == ""
+    told = response.answer
+    assert stamped(told.header) == (pytest.approx(1.1), "map")
+    assert told.prompts == ["red", "blue", "zebra"] and list(told.found) == [True, True, False]
+    red = next(o for o in told.objects if o.prompt == "red")
+    centre = red.box_pose.position
+    np.testing.assert_allclose([centre.x, centre.y, centre.z], RED_MIDDLE, atol=0.03)
+    np.testing.assert_allclose(sorted([red.box_size.x, red.box_size.y]), [0.16, 0.16], atol=0.05)
+    channels = from_cloud(told.cloud)
+    points = np.stack([channels[c] for c in "xyz"], -1)
+    sure = channels["relevancy_0"] > 0.9
+    assert sure.sum() > 100 and (np.abs(points[sure] - RED_MIDDLE) < 0.11).all(1).mean() > 0.95
+
+
+def test_query_without_cloud_builds_none(services, call, monkeypatch):
+    monkeypatch.setattr("semfield_ros.node.answers.scored_cloud", lambda *_: 1 / 0)
+    response = call("query", prompts=["red"])
+    assert response.success and response.answer.cloud.width == 0 and not len(response.answer.cloud.data)
+    assert not len(response.answer.objects[0].grasps) and response.answer.objects[0].cloud.width == 0
+
+
+def test_query_with_object_clouds_says_from_where_it_was_seen(call):
+    red = call("query", prompts=["red"], options=options(with_object_clouds=True)).answer.objects[0]
+    eyes = np.array([[p.x, p.y, p.z] for p in red.view_points])
+    poses = np.array([T[:3, 3] for T in ring(12)])
+    assert len(eyes) >= 3 and all(np.linalg.norm(poses - eye, axis=1).min() < 1e-9 for eye in eyes)
+    around = from_cloud(red.surroundings)
+    assert around["z"].min() < 0.02  # the table, also where the block hides it
+    under = (np.abs(around["x"] - RED_MIDDLE[0]) < 0.05) & (np.abs(around["y"] - RED_MIDDLE[1]) < 0.05)
+    assert (np.abs(around["z"][under]) < 0.03).any()
+
+
+def test_query_points_labels_any_points(call):
+    points = np.array([[-0.14, -0.02, 0.16], [0.15, 0.02, 0.1], [5, 5, 5], [NAN, 0, 0]], np.float32)
+    cloud = to_cloud(points, header_of(0, "map"))
+    response = call("query_points", points=cloud, prompts=["blue", "red"])
+    assert response.success and response.prompts == ["blue", "red"]
+    assert list(response.labels) == [1, 0, -1, -1] and list(response.seen) == [True, True, False, False]
+    scores = response.scores.reshape(4, 2)
+    assert scores[0, 1] > 0.9 > scores[0, 0] and not scores[2:].any()
+    assert (response.confidence[:2] > 0.3).all() and not response.confidence[2:].any()
+    assert stamped(response.header) == (pytest.approx(1.1), "map")
+
+
+def test_query_points_uses_the_vocabulary(services, call):
+    cloud = to_cloud(np.array([[-0.14, -0.02, 0.16]]), header_of(0, ""))
+    refused = call("query_points", points=cloud)
+    assert not refused.success and "~/set_vocabulary" in refused.message
+    assert call("set_vocabulary", names=["white", "red; crimson"]).success
+    assert services.world.vocabulary == ("white", "red; crimson")
+    response = call("query_points", points=cloud)
+    assert response.prompts == ["white", "red"] and list(response.labels) == [1]
+    high = options(threshold_mode=1, threshold=1.0)
+    assert list(call("query_points", points=cloud, options=high).labels) == [-1]
+    assert call("set_vocabulary", names=[]).success and services.world.vocabulary == ()
+
+
+@pytest.mark.parametrize("scale", [0, 2])
+def test_a_clicked_pixel_finds_the_block(services, call, scale):
+    frame = services.world.last_frame()
+    depth, what = cast(frame.T_world_camera)
+    rows, columns = np.nonzero(what == 2)
+    middle = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+    v, u = int(rows[middle]), int(columns[middle])
+    clicked = {"u": u, "v": v}
+    if scale:
+        clicked = {"u": u * 2, "v": v * 2 + 1, "image_width": 2 * CAMERA.width, "image_height": 2 * CAMERA.height}
+    response = call("query_click", **clicked)
+    assert response.success, response.message
+    at = np.array([response.point.x, response.point.y, response.point.z])
+    seen_u, seen_v, z = project(frame.camera, frame.T_world_camera, at[None])
+    assert (seen_u[0], seen_v[0], z[0]) == (pytest.approx(u), pytest.approx(v), pytest.approx(depth[v, u], rel=1e-5))
+    assert response.answer.prompts == ["click"] and list(response.answer.found) == [True]
+    centre = response.answer.objects[0].centroid
+    assert BLUE.low[0] - 0.02 < centre.x < BLUE.high[0] + 0.02 and BLUE.low[1] - 0.02 < centre.y < BLUE.high[1] + 0.02
+
+
+def test_a_clicked_point_finds_the_block(call):
+    response = call("query_click", mode=1, point=point(-0.14, -0.02, 0.16))
+    assert response.success and abs(response.answer.objects[0].centroid.x - RED_MIDDLE[0]) < 0.05
+    assert len(response.answer.objects) == 1
+
+
+def test_render_from_the_last_pose_and_from_elsewhere(services, call):
+    frame = services.world.last_frame()
+    own = call("render", use_last_pose=True, with_features=True, prompts=["red"])
+    assert own.success and (own.image.width, own.image.height) == (CAMERA.width, CAMERA.height)
+    depth, what = decode_depth(own.depth), cast(frame.T_world_camera)[1]
+    both = (depth > 0) & (frame.depth_m > 0)
+    assert both.mean() > 0.6 and np.median(np.abs(depth - frame.depth_m)[both]) < 0.03
+    red = (what == 1) & both
+    relevancy = decode_depth(own.relevancy[0])
+    assert np.median(relevancy[red]) > np.median(relevancy[(what == 0) & both]) + 0.2
+    assert decode_colour(own.features).shape == (CAMERA.height, CAMERA.width, 3)
+    assert np.median(decode_depth(own.accumulation)[both]) > 0.9 and stamped(own.header) == (pytest.approx(1.1), "map")
+    small = info_of(CAMERA.resized(40, 30), header_of(0, ""))
+    away = call("render", pose=pose_of(look_at([0.5, 0.5, 0.6], [0.0, 0.0, 0.05])), camera_info=small)
+    assert away.success and (away.depth.width, away.depth.height) == (40, 30)
+    assert not len(away.relevancy) and not len(away.features.data)
+
+
+def test_export_writes_what_other_programs_read(services, call):
+    written = call("export", name="cloud")
+    assert written.success and written.file == "cloud.ply", written.message
+    cloud = trimesh.load(services.maps.path / "cloud.ply")
+    assert len(cloud.vertices) == written.points == len(services.engine.snapshot().cloud)
+    refused = call("export", name="labels", kind=1)
+    assert not refused.success and "vocabulary" in refused.message
+    services.world.vocabulary = ("red", "blue")
+    try:
+        assert call("export", name="labels", kind=1).success
+    finally:
+        services.world.vocabulary = ()
+    text = (services.maps.path / "labels.ply").read_bytes()
+    assert b"property int label" in text and b"label 1 is blue" in text
+    mesh = call("export", name="mesh", kind=2, resolution=0.03)
+    assert mesh.success, mesh.message
+    loaded = trimesh.load(services.maps.path / "mesh.ply")
+    above = loaded.vertices[(np.abs(loaded.vertices - RED_MIDDLE)[:, :2] < 0.04).all(1)]
+    assert len(loaded.faces) > 100 and above[:, 2].max() == pytest.approx(RED.high[2], abs=0.03)
+    assert not call("export", name="cloud").success and call("export", name="cloud", overwrite=True).success
+
+
+def test_save_reset_load_goes_on_where_it_was(other):
+    before = ask(other, "query", prompts=["red"]).answer.objects[0]
+    saved = ask(other, "save_map", name="blocks")
+    assert saved.success and saved.size == (other.maps.path / "blocks.semfield").stat().st_size > 1000
+    assert stamped(saved.header)[0] == pytest.approx(0.7)
+    again = ask(other, "save_map", name="blocks")
+    assert not again.success and "already" in again.message
+    assert ask(other, "save_map", name="blocks", overwrite=True).success
+    reset = ask(other, "reset")
+    assert reset.success and not len(other.engine.snapshot().cloud) and other.world.last_frame() is None
+    assert not ask(other, "query", prompts=["red"]).success
+    loaded = ask(other, "load_map", name="blocks")
+    assert loaded.success and loaded.keyframes == 8 and stamped(loaded.header)[0] == pytest.approx(0.7)
+    after = ask(other, "query", prompts=["red"]).answer.objects[0]
+    assert after.centroid.x == pytest.approx(before.centroid.x, abs=1e-4) and after.score == pytest.approx(before.score)
+    steps = other.engine.status().mapping.steps
+    other.engine.train(steps=3)
+    assert other.engine.status().mapping.steps == steps + 3
+
+
+def test_loading_refuses_torn_files_and_other_frames_and_keeps_the_map(other):
+    assert ask(other, "save_map", name="good").success
+    good = (other.maps.path / "good.semfield").read_bytes()
+    (other.maps.path / "torn.semfield").write_bytes(good[: len(good) // 2])
+    (other.maps.path / "foreign.semfield").write_text("not a map")
+    elsewhere = Services(other.engine, lambda: replace(CONFIG, global_frame="odom"), other.maps, other.world)
+    count = len(other.engine.snapshot().cloud)
+    for services, name, words in (
+        (other, "torn", "torn"), (other, "foreign", "not a semfield map"), (other, "missing", "it holds foreign, good"),
+        (other, "../good", "allowed: letters"), (elsewhere, "good", "made in frame 'map'; set global_frame"),
+    ):  # fmt: skip
+        response = ask(services, "load_map", name=name)
+        assert not response.success and words in response.message, response.message
+    assert len(other.engine.snapshot().cloud) == count
+
+
+def test_pause_stops_training_and_says_so_to_the_inputs(other):
+    assert ask(other, "pause", data=False).message == "running"
+    deadline = time.monotonic() + PATIENCE_S
+    start = other.engine.status().mapping.steps
+    while other.engine.status().mapping.steps == start and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert other.engine.status().mapping.steps > start and not other.world.paused
+    assert ask(other, "pause", data=True).success and other.world.paused
+    assert ask(other, "query", prompts=["red"]).success
+
+
+def test_clear_region_forgets_one_block(other):
+    low, high = np.array(RED.low) - 0.06, np.array(RED.high) + 0.06
+    cleared = ask(other, "clear_region", region_min=point(*low), region_max=point(*high))
+    assert cleared.success and cleared.voxels > 50 and cleared.rays > 50
+    told = ask(other, "query", prompts=["red", "blue"], options=options(source=3)).answer
+    assert list(told.found) == [False, True]
+    points = other.engine.snapshot().cloud.points
+    assert not ((points > low) & (points < high)).all(1).any()
+
+
+def test_correct_poses_moves_the_map(other):
+    shift = np.eye(4)
+    shift[2, 3] = 0.1
+    frames = stream(8)
+    before = other.engine.snapshot().cloud.points[:, 2].min()
+    response = ask(
+        other, "correct_poses", stamps=[time_of(f.stamp_s) for f in frames] + [time_of(99.0)],
+        poses=[pose_of(shift @ f.T_world_camera) for f in frames] + [pose_of(np.eye(4))],
+    )  # fmt: skip
+    assert response.success and (response.corrected, response.unknown) == (8, 1)
+    assert response.largest_translation == pytest.approx(0.1) and response.largest_rotation < 1e-6
+    assert other.engine.drain(PATIENCE_S)
+    assert other.engine.snapshot().cloud.points[:, 2].min() == pytest.approx(before + 0.1, abs=0.03)
+
+
+def test_twenty_clients_at_once_get_their_own_answers(call):
+    prompts = ["red", "blue"] * 10
+    call("query", prompts=["red"])  # its client is made once
+    with ThreadPoolExecutor(20) as pool:
+        responses = list(pool.map(lambda p: call("query", prompts=[p]), prompts))
+    assert all(r.success for r in responses)
+    assert [r.answer.objects[0].prompt for r in responses] == prompts
+
+
+def test_an_answer_is_shown_with_its_question(services):
+    shown = []
+    showing = services_of(services.engine, services.maps.path, show=lambda *it: shown.append(it))
+    ask(showing, "query", prompts=["red; crimson"], options=options(threshold_mode=2, threshold=5.0))
+    ask(showing, "query_click", mode=1, point=point(-0.14, -0.02, 0.16))
+    (answer, question), (clicked, features) = shown
+    assert answer.prompts[0].label == "red" and question.options["top_percent"] == 5.0
+    assert clicked.prompts[0].label == "click" and features.prompts.positives.shape[0] == 1
+
+
+# ---- what is asked wrongly ------------------------------------------------------------------------------------
+
+CLOUD = to_cloud(np.zeros((4, 3)), header_of(0, ""))
+LARGE, ELSEWHERE = to_cloud(np.zeros((200_000, 3)), header_of(0, "")), to_cloud(np.zeros((1, 3)), header_of(0, "odom"))
+TILTED = new("geometry_msgs/msg/Pose", orientation=new("geometry_msgs/msg/Quaternion", w=3.0))
+HUGE = info_of(replace(CAMERA, width=20_000, height=20_000), header_of(0, ""))
+BLANK = new("sensor_msgs/msg/CameraInfo", width=8, height=8)
+WRONG = [
+    ("query", {"prompts": [";".join(f"{k}" for k in range(250))] * 3}, "750 synonyms in all; allowed: 512"),
+    ("query", {"prompts": ["red"], "options": options(negatives=["x" * 2000])}, "a negative has 2000 characters"),
+    ("query", {}, "0 prompts; allowed: 1 to"),
+    ("query", {"prompts": [""]}, "is empty"),
+    ("query", {"prompts": [" ; "]}, "is empty"),
+    ("query", {"prompts": ["red"] * 10_000_000}, "10000000 prompts; allowed: 1 to"),
+    ("query", {"prompts": ["x" * 2_000_000]}, "2000000 characters"),
+    ("query", {"prompts": ["red"], "options": options(negatives=["x"] * 1000)}, "1000 negatives"),
+    ("query", {"prompts": ["red"], "options": options(threshold_mode=1, threshold=NAN)}, "threshold is nan"),
+    ("query", {"prompts": ["red"], "options": options(use_region=True, region_min=point(NAN, 0, 0))}, "region is"),
+    ("query", {"prompts": ["red"], "options": options(use_region=True, region_min=point(1, 0, 0))}, "region is"),
+    ("query", {"prompts": ["red"], "options": options(max_objects=2**32 - 1)}, "max_objects is"),
+    ("query", {"prompts": ["red"], "options": options(score=200)}, "score is 200"),
+    ("query_points", {"points": CLOUD, "prompts": ["red"] * 1000}, "1000 prompts"),
+    ("query_points", {"points": replace(CLOUD, width=2**31), "prompts": ["red"]}, "the cloud says"),
+    ("query_points", {"points": replace(CLOUD, fields=CLOUD.fields[:2]), "prompts": ["red"]}, "no field 'z'"),
+    ("query_points", {"points": ELSEWHERE, "prompts": ["red"]}, "transform them"),
+    ("query_points", {"points": LARGE, "prompts": ["red"] * 200}, "in parts"),
+    ("query_click", {"mode": 7}, "mode is 7"),
+    ("query_click", {"camera_name": "rear"}, "no frame of camera 'rear'"),
+    ("query_click", {"u": 2**32 - 1}, "lies outside the image of 80x60"),
+    ("query_click", {"u": 100, "image_width": 90, "image_height": 90}, "lies outside the image of 90x90"),
+    ("query_click", {"mode": 1, "point": point(NAN, 0, 0)}, "three finite numbers"),
+    ("query_click", {"mode": 1, "point": point(5, 5, 5)}, "click on something that has been seen"),
+    ("query_click", {"mode": 1, "point": point(-0.14, -0.02, 0.16), "options": options(score=1)}, "no negatives"),
+    ("set_vocabulary", {"names": ["red", ""]}, "is empty"),
+    ("set_vocabulary", {"names": ["mug; cup", "mug"]}, "'mug' is there twice"),
+    ("set_vocabulary", {"names": ["x"] * 1000}, "1000 prompts"),
+    ("render", {}, "quaternion (0.0, 0.0, 0.0, 0.0)"),
+    ("render", {"pose": TILTED}, "has length 3"),
+    ("render", {"pose": new("geometry_msgs/msg/Pose", position=point(NAN, 0, 0))}, "finite"),
+    ("render", {"pose": pose_of(np.diag([1.0, 1, 1, 1]) + 1e9 * np.eye(4, k=3))}, "within 100000 m"),
+    ("render", {"use_last_pose": True, "camera_info": HUGE}, "20000x20000 pixels; allowed"),
+    ("render", {"use_last_pose": True, "camera_info": BLANK}, "calibrated"),
+    ("render", {"use_last_pose": True, "prompts": [""]}, "is empty"),
+    ("save_map", {"name": "../../etc/passwd"}, "allowed: letters"),
+    ("save_map", {"name": ""}, "allowed: letters"),
+    ("load_map", {"name": "/etc/passwd"}, "allowed: letters"),
+    ("export", {"name": "a/b"}, "allowed: letters"),
+    ("export", {"name": "x", "kind": 9}, "kind is 9; allowed: 0, 1, 2"),
+    ("export", {"name": "x", "kind": 2, "resolution": NAN}, "resolution is nan"),
+    ("export", {"name": "x", "kind": 2, "resolution": 1e-6}, "coarser resolution"),
+    ("clear_region", {"region_min": point(1, 1, 1)}, "two finite corners"),
+    ("clear_region", {"region_min": point(-np.inf, 0, 0)}, "two finite corners"),
+    ("correct_poses", {}, "0 stamps and 0 poses"),
+    ("correct_poses", {"stamps": [time_of(1)], "poses": []}, "1 stamps and 0 poses"),
+    ("correct_poses", {"stamps": [time_of(1)], "poses": [new("geometry_msgs/msg/Pose")]}, "has length 0"),
+    ("correct_poses", {"stamps": [time_of(1)], "poses": [pose_of(np.eye(4))], "tolerance": NAN}, "tolerance"),
+    ("correct_poses", {"stamps": [time_of(1)] * 50_000, "poses": [pose_of(np.eye(4))] * 50_000}, "send more in parts"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "request_fields", "words"), WRONG, ids=[f"{w[0]}-{w[2][:24]}" for w in WRONG])
+def test_what_is_asked_wrongly_is_answered_with_words(services, name, request_fields, words):
+    voxels = len(services.engine.snapshot().cloud)
+    response = ask(services, name, **request_fields)
+    assert not response.success and words in response.message, response.message
+    assert len(response.message) < 1100 and len(services.engine.snapshot().cloud) == voxels
+    header = response.answer.header if hasattr(response, "answer") else getattr(response, "header", None)
+    assert header is None or stamped(header) == (pytest.approx(1.1), "map")
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    with Engine(SCENE) as engine:
+        yield services_of(engine, tmp_path_factory.mktemp("empty"))
+
+
+@pytest.mark.parametrize("name", [n for n in _SERVICES if n not in ("set_vocabulary", "load_map", "reset", "pause")])
+def test_before_the_first_frame_everything_says_that_the_map_is_empty(empty, name):
+    fields = {"name": "x"} if name in ("save_map", "export") else {}
+    response = ask(empty, name, **fields)
+    assert not response.success and "the map is empty" in response.message
+    header = response.answer.header if hasattr(response, "answer") else response.header
+    assert stamped(header) == (0.0, "map") and not list(empty.maps.path.iterdir())
+
+
+def test_a_full_disk_is_told(services, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("semfield_ros.node.exports.write_ply", full)
+    response = ask(services, "export", name="big")
+    assert not response.success and "No space left" in response.message
+
+
+def test_a_stopped_engine_is_told(tmp_path):
+    engine = Engine(SCENE)
+    engine.start()
+    services = services_of(engine, tmp_path)
+    for frame in stream(2):
+        engine.submit(frame, block=True)
+    assert engine.drain(PATIENCE_S)
+    engine.stop()
+    assert ask(services, "query", prompts=["red"]).success  # the last snapshot still answers
+    requests = {"save_map": {"name": "x"}, "reset": {}, "clear_region": {"region_max": point(1, 1, 1)}}
+    for name, request in requests.items():
+        response = ask(services, name, **request)
+        assert not response.success and "not running" in response.message
+
+
+def test_a_fault_inside_is_an_answer_and_goes_to_the_status(services, monkeypatch, caplog):
+    monkeypatch.setattr("semfield_ros.node.services.render_view", lambda *_, **__: 1 / 0)
+    response = ask(services, "render", use_last_pose=True)
+    assert not response.success and "internal error" in response.message
+    assert "ZeroDivisionError" in services.world.last_error and "~/render failed" in caplog.text
+    services.world.last_error = ""
+
+
+def test_names_of_requests_stay_inside_the_map_folder(services, tmp_path):
+    outside = services.maps.path.parent / "outside.ply"
+    os.symlink(outside, services.maps.path / "link.ply")
+    response = ask(services, "export", name="link", overwrite=True)
+    assert not response.success and "leads out" in response.message and not outside.exists()
