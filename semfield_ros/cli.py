@@ -110,7 +110,8 @@ def run(
     """Map a recording or the simulator, ask for things, write everything into a folder.
 
     Args:
-        source: simulator, simulator:SEED, or a folder: 7-Scenes, TUM RGB-D, or nerfstudio's transforms.json with depth.
+        source: simulator, simulator:SEED, bag:PATH (rosbag2: MCAP or SQLite), or a folder: 7-Scenes, TUM RGB-D, or
+            nerfstudio's transforms.json with depth.
         query: what to look for (repeat the flag; synonyms separated by ";").
         out: output folder; files of the same names are overwritten.
         rate: 0 = as fast as possible, every frame; 1 = real time, with frames dropped as a live stream would.
@@ -229,13 +230,16 @@ def export(map: Positional[Path], out: Positional[Path], overwrite: bool = False
 
 
 def bench(
-    what: Positional[Literal["online", "query", "geometry", "memory", "simulator", "calibrate"]],
+    what: Positional[Literal["online", "query", "geometry", "memory", "simulator", "calibrate", "node"]],
     source: str = "simulator",
     json: bool = False,
     seeds: int = 6,
     train_s: float = 15.0,
     frames: int = 3000,
     text_table: Path | None = None,
+    wire: Literal["zenoh", "rclpy"] = "zenoh",
+    soak_s: float = 0.0,
+    kill: bool = False,
 ) -> int:
     """Measure, against a baseline in the same run; prints a table and, with --json, one JSON line at the end.
 
@@ -246,14 +250,19 @@ def bench(
             memory = a long stream against small budgets.
             simulator = frames a second of the simulated camera.
             calibrate = thresholds of the embedded encoder on scenes kept for that.
+            node = the ROS 2 node, a camera and clients as processes on a wire.
         source: simulator, or a 7-Scenes folder with objects.json (held-out depth, colour and labelled boxes).
         json: end with one line of JSON.
         seeds: simulator scenes, from seed 0.
         train_s: seconds of training.
         frames: length of the long stream.
         text_table: for a folder: the text vectors of the `precomputed` encoder.
+        wire: of the node; rclpy needs a sourced ROS 2.
+        soak_s: of the node: so many seconds more, and how memory grows.
+        kill: of the node: camera, router and node are killed in the middle.
     """
     from .benchmarks import calibrate, geometry, memory, online
+    from .benchmarks import node as nodes
     from .benchmarks import query as queries
     from .benchmarks import simulator as camera
 
@@ -267,6 +276,9 @@ def bench(
         return calibrate.run(console=wide, as_json=json, seeds=seeds, train_s=train_s)
     if what == "simulator":
         return camera.run(console=wide, as_json=json)
+    if what == "node":
+        plan = nodes.Plan(wire=wire, stream_s=train_s, soak_s=soak_s, kill=kill)
+        return nodes.run(plan, console=wide, as_json=json)
     if what == "memory":
         return memory.run(console=wide, as_json=json, frames=frames)
     return online.run(source, console=wide, as_json=json, seeds=seeds, train_s=train_s, text_table=text_table)

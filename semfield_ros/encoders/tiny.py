@@ -78,7 +78,9 @@ def normalised_images(model: Any, rgb: np.ndarray | torch.Tensor) -> torch.Tenso
     """Images [B, H, W, 3] uint8 (or float, 0 to 255) as the model's input [B, 3, H, W] float32."""
     import torch
 
-    images = torch.as_tensor(rgb).permute(0, 3, 1, 2).float() / 255
+    # images off a wire are read-only, which torch does not like to share
+    rgb = rgb.astype(np.float32) if isinstance(rgb, np.ndarray) else rgb.float()
+    images = torch.as_tensor(rgb).permute(0, 3, 1, 2) / 255
     mean = torch.tensor(model.visual.image_mean).view(1, 3, 1, 1)
     std = torch.tensor(model.visual.image_std).view(1, 3, 1, 1)
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)

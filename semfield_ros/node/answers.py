@@ -291,7 +291,7 @@ def _rgba(rgb: tuple[int, int, int]) -> Any:
 
 # ---- Status.msg -----------------------------------------------------------------------------------------------------
 
-REJECTED_BY_ENGINE = ("size_changed", "depth_empty")
+REJECTED_BY_ENGINE = ("depth_empty",)
 """Of what the engine drops, what it refuses; the rest was superseded."""
 
 
