@@ -40,7 +40,7 @@ setup(
     package_data={"semfield_ros": ["py.typed", "encoders/tiny_model/*", "messages/definitions/*/*/*"]},
     python_requires=">=3.10",
     install_requires=[
-        "eclipse-zenoh>=1.5",
+        "eclipse-zenoh>=1.7.2",
         "numba>=0.57",
         "numpy>=1.23.5",
         "open_clip_torch>=2.24",

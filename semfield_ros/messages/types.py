@@ -195,15 +195,20 @@ def _array(value: Any, dtype: np.dtype, count: int | None, field: str) -> np.nda
     """One contiguous row of numbers: the encoder writes whatever bytes it is given."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         value = np.frombuffer(value, np.uint8)
-    try:
-        array = np.asarray(value) if isinstance(value, np.ndarray) else np.array(value, dtype)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{field} holds {dtype}, not {value!r:.60}") from error
-    if not np.can_cast(array.dtype, dtype, "same_kind"):
-        raise ConfigError(f"{field} holds {dtype}; {array.dtype} would lose values, so convert it explicitly")
+    array = np.asarray(value)
+    if array.size and not _fits(array, dtype, exactly=not isinstance(value, np.ndarray)):
+        raise ConfigError(f"{field} holds {dtype}; {value!r:.60} would lose something, so convert it explicitly")
     if count is not None and array.size != count:
         raise ConfigError(f"{field} holds {count} numbers, not {array.size}")
     return np.ascontiguousarray(array, dtype).reshape(-1)
+
+
+def _fits(array: np.ndarray, dtype: np.dtype, exactly: bool) -> bool:
+    """Arrays must have a suitable dtype; of plain numbers the values are looked at."""
+    if not exactly or array.dtype.kind not in "biuf" or dtype.kind == "f":
+        return array.dtype.kind in "biuf" and np.can_cast(array.dtype, dtype, "same_kind")
+    with np.errstate(invalid="ignore"):
+        return bool(np.array_equal(array.astype(dtype), array))
 
 
 def _sections(text: str) -> list[str]:

@@ -150,7 +150,7 @@ class Bus(Protocol):
     def resolve(self, name: str) -> str:
         """The absolute form of a topic or service name, remappings applied."""
 
-    def new(self, type: str, **fields: Any) -> Any:
+    def new(self, type: str, /, **fields: Any) -> Any:
         """A message; see `Types.new`."""
 
     def publisher(self, type: str, topic: str, qos: QoS = QoS()) -> Publisher: ...  # noqa: B008 (frozen)
