@@ -39,7 +39,7 @@ class FrameConfig:
     """Nearer depth is no measurement."""
     max_depth_m: Annotated[float, Between(0.001, 1000)] = 6.0
     """Farther depth is no measurement."""
-    rigid_tolerance: Annotated[float, Between(1e-09, 1)] = 5e-3
+    rigid_tolerance: Annotated[float, Between(1e-9, 1)] = 5e-3
     """Largest deviation of a pose from SE(3)."""
     min_valid_fraction: Annotated[float, Between(0, 1)] = 0.01
     """Frames with fewer valid depth pixels are rejected."""
@@ -159,7 +159,7 @@ class TrainConfig:
     """Samples a ray in free space."""
     surface_samples: Annotated[int, Between(1, 20)] = 8
     """Samples a ray within the truncation band. free + surface <= 20."""
-    learning_rate: Annotated[float, Between(1e-09, 10)] = 1e-2
+    learning_rate: Annotated[float, Between(1e-9, 10)] = 1e-2
     recent_fraction: Annotated[float, Between(0, 1)] = 0.3
     """Share of rays from the newest keyframes; the rest replays everything."""
     steps_per_keyframe: Annotated[int, Between(0, 1_000_000)] = 0
@@ -299,6 +299,7 @@ class SemfieldConfig:
     """The whole configuration."""
 
     global_frame: str = "map"
+    """The frame all points and poses are in."""
     frame: FrameConfig = nested(default_factory=FrameConfig)
     encoder: EncoderConfig = nested(default_factory=EncoderConfig)
     memory: MemoryConfig = nested(default_factory=MemoryConfig)

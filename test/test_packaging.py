@@ -121,13 +121,61 @@ def test_launch_file_is_valid_python_and_starts_with_what_it_does(root):
         assert "generate_launch_description" in code.co_names and code.co_consts[0]
 
 
-@pytest.mark.ros
-def test_launch_file_describes_itself(root):
-    from launch.launch_description_sources import get_launch_description_from_python_launch_file
+def test_the_executable_runs_in_place_and_installed(root, cmake):
+    """A symlink install starts the source file itself."""
+    script = root / "scripts/semfield_node"
+    assert os.access(script, os.X_OK)
+    text = script.read_text(encoding="utf-8")
+    assert text.startswith("#!/usr/bin/env python3\n")
+    compile(text, script.name, "exec")
+    assert "install(PROGRAMS scripts/semfield_node DESTINATION lib/${PROJECT_NAME})" in cmake
 
-    description = get_launch_description_from_python_launch_file(str(root / "launch/semfield.launch.py"))
-    names = {argument.name for argument in description.get_launch_arguments()}
-    assert names == {"namespace", "use_sim_time", "log_level"}
+
+def test_cmake_installs_definitions_where_they_are_looked_for(cmake):
+    from semfield_ros.messages import types
+
+    inside = Path(types.DEFINITIONS, types._OWN).relative_to(Path(semfield_ros.__file__).parent).as_posix()
+    block = re.search(r"install\(DIRECTORY msg srv action\s+DESTINATION (\S+)", cmake)[1]
+    names = {"${PYTHON_INSTALL_DIR}": "SITE", "${PROJECT_NAME}": "semfield_ros"}
+    for name, value in names.items():
+        block = block.replace(name, value)
+    assert block == f"SITE/semfield_ros/{inside}"
+
+
+def test_ros_packages_that_are_imported_or_spoken_are_declared(root, package):
+    """From the sources: imports of wire/ and launch/, and the types that are named in quotes."""
+    declared = {element.text for element in package if element.tag in ("depend", "exec_depend")}
+    text = "".join(
+        path.read_text(encoding="utf-8")
+        for path in [*(root / "semfield_ros").rglob("*.py"), *(root / "launch").glob("*.py")]
+    )
+    spoken = set(re.findall(r'"([a-z0-9_]+)/(?:msg|srv)/\w+"', text)) - {"semfield_ros"}
+    assert {"sensor_msgs", "vision_msgs", "diagnostic_msgs"} <= spoken
+    shipped_by_ros_itself = {"rosgraph_msgs", "service_msgs"}
+    assert spoken - shipped_by_ros_itself <= declared
+    imported = set(re.findall(r"^(?:from|import) (rclpy|tf2_ros|rcl_interfaces|launch|launch_ros)\b", text, re.M))
+    assert {name.replace("tf2_ros", "tf2_ros_py") for name in imported} <= declared and len(imported) == 5
+
+
+def test_rviz_shows_what_the_node_publishes(root):
+    data = yaml.safe_load((root / "config/semfield.rviz").read_text(encoding="utf-8"))["Visualization Manager"]
+    displays = {display["Name"]: display for display in data["Displays"]}
+    topics = {display["Topic"]["Value"] for display in displays.values() if "Topic" in display}
+    outputs = (root / "semfield_ros/node/outputs.py").read_text(encoding="utf-8")
+    for topic in topics:
+        assert f'"{topic.removeprefix("semfield/")}"' in outputs
+    assert {display["Class"].split("/")[0] for display in displays.values()} == {"rviz_default_plugins"}
+    relevancy = displays["Relevancy"]
+    assert (relevancy["Color Transformer"], relevancy["Channel Name"]) == ("Intensity", "relevancy")
+    assert not relevancy["Autocompute Intensity Bounds"]
+    assert (relevancy["Min Intensity"], relevancy["Max Intensity"]) == (0, 1)
+    for display in displays.values():
+        latched = display.get("Topic", {}).get("Value") in ("semfield/map_cloud", "semfield/labelled_cloud")
+        assert "Topic" not in display or (display["Topic"]["Durability Policy"] == "Transient Local") == latched
+    assert {d["Channel Name"] for d in displays.values() if d.get("Color Transformer") == "Intensity"} == {
+        "relevancy", "instance", "confidence",
+    }  # fmt: skip
+    assert data["Global Options"]["Fixed Frame"] == "map"
 
 
 def test_workflows_cover_the_supported_versions(root):
@@ -135,6 +183,7 @@ def test_workflows_cover_the_supported_versions(root):
     assert tests["jobs"]["python"]["strategy"]["matrix"]["python"] == ["3.10", "3.11", "3.12", "3.13", "3.14"]
     ros = yaml.safe_load((root / ".github/workflows/ros.yml").read_text())
     assert ros["jobs"]["colcon"]["strategy"]["matrix"]["distro"] == ["humble", "jazzy", "kilted", "rolling"]
+    assert ".ci/run" in ros["jobs"]["node"]["steps"][-1]["run"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from analytic_scene import BLUE, CAMERA, RED, SMALL, cast, frame_at, mapped, ring
+from analytic_scene import BLUE, RED, SMALL, mapped
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from dataclasses import field as nested
 from typing import Annotated, Literal
 
-from ..config import Live, SemfieldConfig, require
+from ..config import Between, Live, SemfieldConfig, require
 from ..messages.assembly import AssemblyConfig
 
-Rate = Annotated[float, Live()]
+Rate = Annotated[float, Live(), Between(0, 100)]
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class CameraConfig:
     """Ask for reliable delivery. A reliable subscriber hears nothing from a best-effort publisher."""
     approx_sync: bool = True
     """Bring colour and depth together whose stamps differ a little; false = equal stamps only."""
-    sync_slop_s: float = 0.02
+    sync_slop_s: Annotated[float, Between(0, 10)] = 0.02
     """How much they may differ."""
-    sync_queue_size: int = 10
+    sync_queue_size: Annotated[int, Between(1, 1000)] = 10
     """Images of each kind that wait for their partner; above this the oldest is dropped and counted."""
-    width: int = 320
+    width: Annotated[int, Between(0, 10_000)] = 320
     """Frames are reduced to this width before mapping; 0 = as they come."""
-    labels_timeout_s: float = 0.5
+    labels_timeout_s: Annotated[float, Between(0, 60)] = 0.5
     """How long a frame waits for its label image or masks before it goes on without."""
 
     def __post_init__(self) -> None:
@@ -66,11 +66,11 @@ class PoseConfig:
     pose_topic: str = "pose"
     pose_frame: str = ""
     """Frame whose pose PoseStamped gives; '' = the camera's optical frame. Odometry says it as child_frame_id."""
-    timeout_s: float = 1.0
+    timeout_s: Annotated[float, Between(0, 600)] = 1.0
     """How long a frame waits for its pose before it is rejected."""
-    max_gap_s: float = 0.25
+    max_gap_s: Annotated[float, Between(0.001, 60)] = 0.25
     """Poses of odometry and pose topics are interpolated between neighbours no farther apart than this."""
-    pending_frames: int = 30
+    pending_frames: Annotated[int, Between(1, 10_000)] = 30
     """Frames that may wait for their pose; above this the oldest is dropped and counted."""
     on_time_jump: Literal["keep", "reset"] = "keep"
     """What becomes of the map when time jumps back (a bag loops): kept, or forgotten."""
@@ -96,9 +96,9 @@ class OutputConfig:
     rendered_hz: Rate = 1.0
     status_hz: Rate = 1.0
     diagnostics_hz: Rate = 1.0
-    rendered_width: int = 160
+    rendered_width: Annotated[int, Between(8, 4096)] = 160
     """Width of rendered images; the height follows from the camera."""
-    max_cloud_points: int = 500_000
+    max_cloud_points: Annotated[int, Between(1, 100_000_000)] = 500_000
     """Larger clouds are thinned evenly."""
 
     def __post_init__(self) -> None:
@@ -114,9 +114,9 @@ class ServiceConfig:
 
     map_folder: str = "~/.ros/semfield_maps"
     """Maps are saved to, loaded from and exported to this folder only; it is made when needed."""
-    workers: int = 4
+    workers: Annotated[int, Between(1, 64)] = 4
     """Requests answered at a time."""
-    max_waiting: int = 32
+    max_waiting: Annotated[int, Between(1, 10_000)] = 32
     """Requests that may wait for a worker; more are refused."""
     save_on_shutdown: str = ""
     """Name of a map to save (over an older one) when the node stops; '' = none."""
@@ -132,7 +132,7 @@ class ServiceConfig:
 class DiagnosticsConfig:
     """When something is wrong."""
 
-    silent_after_s: float = 3.0
+    silent_after_s: Annotated[float, Between(0.1, 3600)] = 3.0
     """A topic that has brought nothing for so long is called silent."""
 
     def __post_init__(self) -> None:

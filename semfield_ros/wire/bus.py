@@ -153,7 +153,7 @@ class Bus(Protocol):
     def new(self, type: str, /, **fields: Any) -> Any:
         """A message; see `Types.new`."""
 
-    def publisher(self, type: str, topic: str, qos: QoS = QoS()) -> Publisher: ...  # noqa: B008 (frozen)
+    def publisher(self, type: str, topic: str, qos: QoS = QoS()) -> Publisher: ...
 
     def subscribe(
         self, type: str, topic: str, callback: Callable[[Any], None], qos: QoS = SENSOR, *, lane: str = "input",
