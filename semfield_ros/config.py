@@ -164,6 +164,8 @@ class TrainConfig:
     """Share of rays from the newest keyframes; the rest replays everything."""
     steps_per_keyframe: Annotated[int, Between(0, 1_000_000)] = 0
     """Bound on training steps per admitted keyframe while frames arrive; 0 = unbounded."""
+    settle_steps: Annotated[int, Between(0, 1_000_000_000)] = 5000
+    """Training rests after so many steps without a new keyframe: a robot that waits has its processor; 0 = never."""
     seed: int = 0
     """Order of rays."""
 
@@ -176,7 +178,8 @@ class TrainConfig:
         for name in ("rays", "feature_patches", "window_rays", "surface_samples"):
             require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
-        require(self.steps_per_keyframe >= 0, "steps_per_keyframe", self.steps_per_keyframe, ">= 0")
+        for name in ("steps_per_keyframe", "settle_steps"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         require(0 <= self.recent_fraction <= 1, "recent_fraction", self.recent_fraction, "0 to 1")
 
 

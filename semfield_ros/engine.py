@@ -87,6 +87,8 @@ class Engine:
         self._training = True
         self._steps_left = 0
         self._submitted = self._used = self._skipped = 0
+        self._news_step = 0
+        """Training step of the last change of what there is to learn."""
         self._epoch = 0
         self._feature_shape: FeatureShape | None = None
         self._train_s = self._encode_s = 0.0
@@ -294,6 +296,7 @@ class Engine:
 
         def job(mapping: Mapping) -> Cleared:
             cleared = mapping.clear_region(np.asarray(low, np.float64), np.asarray(high, np.float64))
+            self._news_step = mapping.steps
             self._publish()
             return cleared
 
@@ -306,7 +309,14 @@ class Engine:
         """Move keyframes after a loop closure: see `Mapping.correct_poses`. The point map is made anew from the
         corrected keyframes, one of them between two training steps, and takes the old one's place when it is whole."""
         stamps, corrected = np.asarray(stamps_s, np.float64), np.asarray(poses, np.float64)
-        return self.run(lambda m: m.correct_poses(camera_name, stamps, corrected, tolerance_s)).result()
+
+        def job(mapping: Mapping) -> Correction:
+            correction = mapping.correct_poses(camera_name, stamps, corrected, tolerance_s)
+            if correction.corrected:
+                self._news_step = mapping.steps
+            return correction
+
+        return self.run(job).result()
 
     def _adopt(self, mapping: Mapping) -> None:
         with self._changed:
@@ -314,6 +324,7 @@ class Engine:
             self._to_encode.clear()
             self._encoded.clear()
         self._mapping = mapping
+        self._news_step = mapping.steps
         self._feature_shape = mapping.replay.features if mapping.replay else None
         self._publish()
 
@@ -343,7 +354,9 @@ class Engine:
         return bool(self._stopping or waiting or can_train)
 
     def _may_train(self) -> bool:
-        return self.config.train.steps_per_keyframe == 0 or self._steps_left > 0
+        train = self.config.train
+        settled = 0 < train.settle_steps <= self._mapping.steps - self._news_step
+        return not settled and (train.steps_per_keyframe == 0 or self._steps_left > 0)
 
     def _run_jobs(self) -> None:
         while self._jobs and not self._stopping:
@@ -374,6 +387,7 @@ class Engine:
             self._skipped += 1
             return True
         self._used += 1
+        self._news_step = mapping.steps
         if self._feature_shape is None:
             # the first frame is encoded here: its target says how much room features need
             started = time.perf_counter()

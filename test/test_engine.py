@@ -269,6 +269,18 @@ def test_a_cleared_region_is_forgotten_and_learnt_again():
             engine.clear_region([0, 0, 0], [-1, 1, 1])
 
 
+def test_training_rests_when_nothing_new_comes_and_goes_on_when_it_does():
+    config = replace(SMALL, train=replace(SMALL.train, settle_steps=40))
+    with Engine(config, STUB) as engine:
+        feed(engine, stream(2))
+        until(lambda: engine.status().mapping.steps >= 40)
+        rested = steps(engine)
+        time.sleep(0.3)
+        assert steps(engine) == rested, "it rests"
+        feed(engine, [replace(stream(5)[3], stamp_s=9.0)])
+        until(lambda: steps(engine) >= rested + 40)
+
+
 def test_corrected_poses_move_the_map_and_the_field_follows():
     """Every keyframe was half a metre off; the correction brings the map, and soon the field, to the true place."""
     shift = np.eye(4)
