@@ -281,7 +281,7 @@ class GripperConfig:
 class EngineConfig:
     """Threads, queues and schedules."""
 
-    queue_size: Annotated[int, Between(1, 10_000)] = 4
+    queue_size: Annotated[int, Between(1, 10_000)] = 8
     """Frames waiting; when full the oldest is dropped and counted."""
     snapshot_period_s: Annotated[float, Between(0, 100_000)] = 1.0
     max_pending_jobs: Annotated[int, Between(1, 100_000)] = 64

@@ -9,6 +9,7 @@ import pytest
 from plyfile import PlyData
 
 from semfield_ros import cli
+from semfield_ros.config import SemfieldConfig
 
 pytest.importorskip("mujoco", reason="the simulator needs the extra [sim]")
 
@@ -92,11 +93,11 @@ def test_mistakes_end_with_a_message_and_code_2(arguments, capfd, tmp_path, monk
 def test_preset_gives_the_defaults_of_the_flags(tmp_path):
     preset = tmp_path / "preset.yaml"
     preset.write_text("memory:\n  voxel_size_m: 0.05\n")
-    rest, config = cli._with_preset(["run", "--config", str(preset), "simulator"])
+    rest, config = cli._with_preset(["run", "--config", str(preset), "simulator"], SemfieldConfig())
     assert rest == ["run", "simulator"] and config.memory.voxel_size_m == 0.05
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "query", "export", "bench"])
+@pytest.mark.parametrize("command", ["demo", "run", "query", "export", "node", "publish", "ask", "bench"])
 def test_help_teaches(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

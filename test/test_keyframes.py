@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from semfield_ros.config import MemoryConfig
 from semfield_ros.geometry import look_at
-from semfield_ros.memory.keyframes import Keyframes, view_distance
+from semfield_ros.memory.keyframes import Keyframes, view_distances
 
 CONFIG = MemoryConfig(min_translation_m=0.1, min_rotation_deg=10.0)
 FRAME = frame_at(ring(1)[0])
@@ -26,8 +26,8 @@ def at(x: float = 0.0, yaw_deg: float = 0.0, stamp_s: float = 0.0):
 )
 def test_view_distance_by_hand(x, yaw, distance):
     a, b = at().T_world_camera, at(x, yaw).T_world_camera
-    assert view_distance(CONFIG, a, b) == pytest.approx(distance, abs=1e-6)
-    assert view_distance(CONFIG, b, a) == pytest.approx(distance, abs=1e-6)
+    assert view_distances(CONFIG, a[None], b) == pytest.approx(distance, abs=1e-6)
+    assert view_distances(CONFIG, b[None], a) == pytest.approx(distance, abs=1e-6)
 
 
 def test_novelty_is_the_distance_to_the_nearest():

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..config import MemoryConfig
 from ..frame import Frame
-from ..geometry import Camera, rotation_angle_rad
+from ..geometry import Camera
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,13 @@ class Keyframe:
     camera_name: str = "camera"
 
 
-def view_distance(config: MemoryConfig, a: np.ndarray, b: np.ndarray) -> float:
-    """How different two poses are, in translation or rotation: 1 = just enough for a new keyframe."""
-    translation = float(np.linalg.norm(a[:3, 3] - b[:3, 3])) / config.min_translation_m
-    rotation = np.degrees(rotation_angle_rad(a[:3, :3], b[:3, :3])) / config.min_rotation_deg
-    return max(translation, float(rotation))
+def view_distances(config: MemoryConfig, poses: np.ndarray, T: np.ndarray) -> np.ndarray:
+    """How different poses [K, 4, 4] are from a pose [4, 4], in translation or rotation: [K], 1 = just enough for a new
+    keyframe."""
+    translation = np.linalg.norm(poses[:, :3, 3] - T[:3, 3], axis=1) / config.min_translation_m
+    cosine = (np.einsum("kij,ij->k", poses[:, :3, :3], T[:3, :3]) - 1.0) / 2.0
+    rotation = np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))) / config.min_rotation_deg
+    return np.asarray(np.maximum(translation, rotation))
 
 
 class Keyframes:
@@ -37,18 +39,25 @@ class Keyframes:
         self.config, self.capacity = config, capacity
         self.items: list[Keyframe] = []
         self.next_id = 0
+        self._poses = np.zeros((0, 4, 4))
+        """T_world_camera of the items: the novelty of 30 frames a second is asked, keyframes change seldom."""
 
     def restore(self, items: list[Keyframe], next_id: int) -> None:
         """Continue from a saved list."""
         self.items, self.next_id = list(items), next_id
+        self._restack()
+
+    def _restack(self) -> None:
+        self._poses = np.stack([k.T_world_camera for k in self.items]) if self.items else np.zeros((0, 4, 4))
 
     def __len__(self) -> int:
         return len(self.items)
 
     def novelty(self, frame: Frame) -> float:
         """View distance to the nearest keyframe (inf when there is none); >= 1 is a new view."""
-        return min((view_distance(self.config, frame.T_world_camera, k.T_world_camera) for k in self.items),
-                   default=float("inf"))  # fmt: skip
+        if not len(self._poses):
+            return float("inf")
+        return float(view_distances(self.config, self._poses, frame.T_world_camera).min())
 
     def admit(self, frame: Frame) -> Keyframe:
         """Remember a frame, in a free slot or in that of the keyframe that adds least."""
@@ -59,6 +68,7 @@ class Keyframes:
         keyframe = Keyframe(self.next_id, slot, frame.stamp_s, frame.camera, frame.T_world_camera, frame.camera_name)
         self.next_id += 1
         self.items.append(keyframe)
+        self._restack()
         return keyframe
 
     def _drop_most_redundant(self) -> int:
@@ -81,5 +91,6 @@ class Keyframes:
         for i, k in enumerate(self.items):
             if k.id == keyframe_id:
                 self.items[i] = Keyframe(k.id, k.slot, k.stamp_s, k.camera, np.array(T_world_camera), k.camera_name)
+                self._restack()
                 return self.items[i]
         return None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rclpy.qos import qos_policy_name_from_kind
+from rclpy.qos import QoSProfile, qos_policy_name_from_kind
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 try:
@@ -32,6 +32,8 @@ SOCKET_DEPTH = 30
 """DDS keeps at least so many messages for us until the executor takes them: what it drops meanwhile nobody counts."""
 ALIVE_S = 0.05
 """How often a waiting call looks whether its server still lives."""
+REQUESTS_KEPT = 200
+"""Of a burst, until the executor takes them; with the default of 10 the others are never answered."""
 
 
 class RclpyPublisher:
@@ -146,7 +148,10 @@ class RclpyService:
         self._bus, self._type, self._handler = bus, type, handler
         self._name = bus.resolve(name)
         self._kind = ros_class(type)
-        self._service = bus.node.create_service(self._kind, name, self._answer, callback_group=bus.group)
+        qos = QoSProfile(depth=REQUESTS_KEPT)
+        self._service = bus.node.create_service(
+            self._kind, name, self._answer, qos_profile=qos, callback_group=bus.group
+        )
 
     def close(self) -> None:
         """Answer no more."""
