@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -80,11 +80,11 @@ def open_bus(name: str, wire: WireConfig, *, workers: int = 4, max_waiting: int 
 
 @contextmanager
 def until_interrupted() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second SIGINT interrupts at once."""
+    """An event that SIGINT and SIGTERM set, so that a map can still be saved; a second SIGINT interrupts at once."""
     stop = threading.Event()
 
     def ask_to_stop(number: int, _: object) -> None:
-        if stop.is_set():
+        if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
 
@@ -114,27 +114,22 @@ def node(
     """
     from .node import SemfieldNode
 
-    bus = open_bus(name, wire, workers=settings.service.workers, max_waiting=settings.service.max_waiting)
-    recording = semfield = None
-    try:
+    with until_interrupted() as stop, ExitStack() as ending:
+        bus = open_bus(name, wire, workers=settings.service.workers, max_waiting=settings.service.max_waiting)
+        ending.callback(bus.close)
         if record is not None:
             from .recording import Recording
 
             recording = Recording(bus, record)
+            ending.callback(recording.close)
             bus = recording.bus
         semfield = SemfieldNode(bus, settings)
-        with until_interrupted() as stop:
-            semfield.start()
-            console.print(f"[bold]{bus.node_name}[/] listens to " + ", ".join(semfield.inputs.subscriptions))
-            console.print(f"ask it:  semfield ask \"mug\" --node {bus.node_name}", highlight=False)
-            _watch(semfield, stop)
+        ending.callback(semfield.close)
+        semfield.start()
+        console.print(f"[bold]{bus.node_name}[/] listens to " + ", ".join(semfield.inputs.subscriptions))
+        console.print(f"ask it:  semfield ask \"mug\" --node {bus.node_name}", highlight=False)
+        _watch(semfield, stop)
         semfield.engine.check()
-    finally:
-        if semfield is not None:
-            semfield.close()
-        if recording is not None:
-            recording.close()
-        bus.close()
     return 0
 
 
@@ -151,7 +146,7 @@ def _watch(semfield: SemfieldNode, stop: threading.Event) -> None:
                 f"{mapping.steps} steps"
             )
             if display is not None:
-                display.update(line)  # type: ignore[attr-defined]
+                display.update(line)
     console.print(line or "no frames came")
 
 

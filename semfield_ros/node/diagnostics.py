@@ -24,6 +24,8 @@ from .world import World
 log = logging.getLogger(__name__)
 
 OK, WARN, ERROR, STALE = 0, 1, 2, 3
+USUAL_PENDING = 5
+"""Poses come a little after their images: so many frames may wait before that is worth a warning."""
 LOG_PERIOD_S = 10.0
 """The same complaint is logged no more often."""
 
@@ -89,8 +91,10 @@ def pose_finding(
         if health.poses.age_s is None or health.poses.age_s > silent_after_s:
             why = reasons.get(topic) or "a publisher is there, but sends nothing"
             return Finding("pose", ERROR, f"{topic} is silent: {why}", values)
-    if health.last_pose_error:
-        return Finding("pose", ERROR if health.rejected.get("pose_missing") else WARN, health.last_pose_error, values)
+    if health.last_pose_error and health.rejected.get("pose_missing"):
+        return Finding("pose", ERROR, health.last_pose_error, values)
+    if health.last_pose_error and health.pending > USUAL_PENDING:
+        return Finding("pose", WARN, health.last_pose_error, values)
     return Finding("pose", OK, f"from {source}", values)
 
 
@@ -156,7 +160,7 @@ class Diagnostics:
         """Everything as it stands now."""
         config, inputs = self.config(), self.inputs
         after_s = config.diagnostics.silent_after_s
-        health = inputs.assembler.health(time.monotonic())
+        health = inputs.health()
         found: list[Finding] = []
         if inputs.running:
             reasons = self._reasons(health, after_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from typing import Any
 from ..engine import Engine
 from ..errors import EngineError
 from ..frame import Frame
+from ..messages.arrivals import AssemblyHealth
 from ..messages.assembly import FrameAssembler
-from ..wire.bus import LATCHED, Bus, QoS, Subscription
+from ..wire.bus import LATCHED, Bus, QoS, Subscription, Traffic
 from .config import NodeConfig
 from .world import World
 
@@ -37,12 +39,14 @@ class Inputs:
         self.topics: dict[str, dict[str, str]] = {}
         """Absolute topic by stream, by camera."""
         self.pose_topic = ""
-        self.colour_topics: list[str] = []
         self.submitted = 0
-        self._finished: Counter[str] = Counter()
-        self._finished_in = 0
+        self._colour: list[Traffic] = []
+        """Of all subscriptions of colour images there have been: messages under way are counted after they close."""
+        self._told: Counter[str] = Counter()
         self._last_now_s = 0.0
         self._timer: Any = None
+        self._lock = threading.RLock()
+        """The assembler belongs to one thread at a time: the lane's, or that of who stops listening."""
 
     @property
     def running(self) -> bool:
@@ -60,7 +64,8 @@ class Inputs:
             for stream, topic, type_name, handler, qos in self._camera_topics(space, image_qos):
                 name = self._subscribe(type_name, f"{space}/{topic}" if space else topic, handler, qos)
                 self.topics[space][stream] = name
-        self.colour_topics = [topics["colour"] for topics in self.topics.values()]
+                if stream == "colour":
+                    self._colour.append(self.subscriptions[name].traffic)
         if pose.source == "odometry":
             kind, topic, handler = "nav_msgs/msg/Odometry", pose.odometry_topic, self.assembler.odometry
             self.pose_topic = self._subscribe(kind, topic, handler, QoS(100, reliable=False))
@@ -97,7 +102,8 @@ class Inputs:
 
     def _subscribe(self, type_name: str, topic: str, handler: Callable[[Any], None], qos: QoS) -> str:
         def handle(message: Any) -> None:
-            handler(message)
+            with self._lock:
+                handler(message)
             self._poll()
 
         name = self.bus.resolve(topic)
@@ -110,14 +116,11 @@ class Inputs:
             return
         self._timer.close()
         self._timer = None
-        for topic, subscription in self.subscriptions.items():
+        for subscription in self.subscriptions.values():
             subscription.close()
-            if topic in self.colour_topics:
-                self._finished_in += subscription.traffic.received
-                self._finished["transport"] += subscription.traffic.dropped
-                self._finished["malformed"] += subscription.traffic.malformed + subscription.traffic.failed
-        self.assembler.time_jumped()
-        self.subscriptions, self.colour_topics = {}, []
+        self.subscriptions = {}
+        with self._lock:
+            self.assembler.time_jumped()
 
     def _time_jumped(self) -> None:
         self.bus.transforms.clear()
@@ -125,17 +128,22 @@ class Inputs:
         log.warning("time jumped back: waiting frames are dropped, the map is %s",
                     "forgotten" if reset else "kept (pose.on_time_jump)")  # fmt: skip
         if reset:
-            self.engine.reset()
+            try:
+                self.engine.reset()
+            except EngineError as error:  # diagnostics tell it; this image is no worse than others
+                self.world.last_error = str(error)
             self.world.forget_frames()
 
     def _poll(self) -> None:
         now_s = self.bus.now_s()
-        if now_s < self._last_now_s - JUMP_S:
-            self.assembler.time_jumped()
-            self._time_jumped()
-        self._last_now_s = now_s
-        for frame in self.assembler.poll(time.monotonic()):
-            self._use(frame)
+        with self._lock:
+            if now_s < self._last_now_s - JUMP_S:
+                self.assembler.time_jumped()
+                self._time_jumped()
+            self._last_now_s = now_s
+            for frame in self.assembler.poll(time.monotonic()):
+                self._use(frame)
+            self._tell()
 
     def _use(self, frame: Frame) -> None:
         if self.world.paused:
@@ -148,22 +156,30 @@ class Inputs:
         except EngineError as error:
             self.world.count("engine_failed", error=str(error))
 
+    def _tell(self) -> None:
+        """Have the world know what was counted here since the last time."""
+        counts = Counter(self.assembler.counters)
+        counts["transport"] = sum(traffic.dropped for traffic in self._colour)
+        counts["malformed"] = sum(traffic.malformed + traffic.failed for traffic in self._colour)
+        for reason, count in (counts - self._told).items():
+            rejected = reason in self.assembler.counters
+            self.world.count(reason, count, error=self.assembler.gate.last_error if rejected else "")
+        self._told = counts
+
     def frames_in(self) -> int:
         """Colour images that reached this process."""
-        return self._finished_in + sum(
-            s.traffic.received for topic, s in self.subscriptions.items() if topic in self.colour_topics
-        )
+        return sum(traffic.received for traffic in self._colour)
 
     def unused(self) -> dict[str, int]:
         """Colour images that came in and did not reach the engine, by reason."""
-        counts = Counter(self._finished)
-        for topic, subscription in self.subscriptions.items():
-            if topic in self.colour_topics:
-                counts["transport"] += subscription.traffic.dropped
-                counts["malformed"] += subscription.traffic.malformed + subscription.traffic.failed
-        counts.update(self.assembler.counters)
-        counts.update(self.world.counts())
-        return {reason: count for reason, count in counts.items() if count}
+        with self._lock:
+            self._tell()
+        return self.world.counts()
+
+    def health(self) -> AssemblyHealth:
+        """What comes, what is missing, what looks wrong."""
+        with self._lock:
+            return self.assembler.health(time.monotonic())
 
     def callback_seconds(self) -> list[float]:
         """How long the last callbacks took."""

@@ -53,7 +53,6 @@ class SemfieldNode:
             CheckpointError: the configured map cannot be loaded.
         """
         if not self._started:
-            self._started = True
             self.engine.start()
             if self.config.service.load_on_start:
                 self.services.load(self.config.service.load_on_start)
@@ -62,6 +61,7 @@ class SemfieldNode:
             self.services.serve_all(self.bus)
             self.outputs.start()
             self.diagnostics.start()
+            self._started = True
         self.inputs.start()
 
     def stop(self) -> None:
@@ -77,14 +77,19 @@ class SemfieldNode:
         self.diagnostics.close()
         self.outputs.close()
         self.services.close()
-        name = self.config.service.save_on_shutdown
-        if name and self._started:
-            try:
-                path = self.engine.save(self.maps.new(name, ".semfield", overwrite=True), overwrite=True)
-                log.info("saved %s", path)
-            except SemfieldError as error:
-                log.error("the map could not be saved as %r: %s", name, error)
+        if self._started and self.config.service.save_on_shutdown:
+            self._save(self.config.service.save_on_shutdown)
         self.engine.stop()
+
+    def _save(self, name: str) -> None:
+        try:
+            if not len(self.engine.snapshot(fresh=True).cloud):
+                log.warning("the map is empty: it is not saved as %r, where an older one stays", name)
+                return
+            path = self.engine.save(self.maps.new(name, ".semfield", overwrite=True), overwrite=True)
+            log.info("saved %s", path)
+        except (SemfieldError, OSError) as error:
+            log.error("the map could not be saved as %r: %s", name, error)
 
     def configure_live(self, config: NodeConfig) -> None:
         """Take over the settings that may change while everything runs: matching, objects, gripper, outputs."""

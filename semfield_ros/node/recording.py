@@ -10,6 +10,7 @@ from typing import Any
 from ..messages.recorder import BagRecorder
 from ..wire.bus import SENSOR, Bus, Closeable, Publisher, QoS, Subscription
 
+_TF = "tf2_msgs/msg/TFMessage"
 TRANSFORMS = {"/tf": QoS(100), "/tf_static": QoS(100, transient_local=True)}
 
 
@@ -22,12 +23,11 @@ class Recording:
 
     def __init__(self, bus: Bus, path: Path):
         self.recorder = BagRecorder(path)
-        self.bus: Bus = _Heard(bus, self.recorder)  # type: ignore[assignment]  # the rest is looked up on the other
+        self.bus: Bus = _Heard(bus, self.recorder)
         self._taps = [
-            bus.subscribe("tf2_msgs/msg/TFMessage", topic, _tap(self.recorder, topic, "tf2_msgs/msg/TFMessage"), qos,
-                          lane="record", raw=True)
+            bus.subscribe(_TF, topic, _tap(self.recorder, topic, _TF, qos), qos, lane="record", raw=True)
             for topic, qos in TRANSFORMS.items()
-        ]  # fmt: skip
+        ]
 
     def close(self) -> None:
         """Write what waits and close the bag."""
@@ -36,8 +36,11 @@ class Recording:
         self.recorder.close()
 
 
-def _tap(recorder: BagRecorder, topic: str, type_name: str) -> Callable[[bytes], None]:
-    return lambda data: recorder.record(topic, type_name, data, time.time_ns())
+def _tap(recorder: BagRecorder, topic: str, type_name: str, qos: QoS) -> Callable[[bytes], None]:
+    def heard(data: bytes) -> None:
+        recorder.record(topic, type_name, data, time.time_ns(), latched=qos.transient_local)
+
+    return heard
 
 
 class _Heard:
@@ -53,16 +56,17 @@ class _Heard:
         self, type: str, topic: str, callback: Callable[[Any], None], qos: QoS = SENSOR, *, lane: str = "input",
         raw: bool = False,
     ) -> Subscription:  # fmt: skip
-        name = self._bus.resolve(topic)
+        record = _tap(self._recorder, self._bus.resolve(topic), type, qos)
 
         def heard(data: bytes) -> None:
-            self._recorder.record(name, type, data, time.time_ns())
+            record(data)
             callback(data if raw else self._bus.types.decode(data, type))
 
         return self._bus.subscribe(type, topic, heard, qos, lane=lane, raw=True)
 
     def publisher(self, type: str, topic: str, qos: QoS = QoS()) -> Publisher:  # noqa: B008 (frozen)
-        return _HeardPublisher(self._bus.publisher(type, topic, qos), type, self._recorder, self._bus)
+        record = _tap(self._recorder, self._bus.resolve(topic), type, qos)
+        return _HeardPublisher(self._bus.publisher(type, topic, qos), lambda m: record(self._bus.types.encode(m)))
 
     def serve(self, type: str, name: str, handler: Callable[[Any], Any]) -> Closeable:
         topic = f"{self._bus.resolve(name)}/answer"
@@ -78,12 +82,12 @@ class _Heard:
 
 
 class _HeardPublisher:
-    def __init__(self, publisher: Publisher, type: str, recorder: BagRecorder, bus: Bus):
-        self._publisher, self._type, self._recorder, self._bus = publisher, type, recorder, bus
+    def __init__(self, publisher: Publisher, record: Callable[[Any], None]):
+        self._publisher, self._record = publisher, record
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._publisher, name)
 
     def publish(self, message: Any) -> None:
-        self._recorder.record(self._publisher.topic, self._type, self._bus.types.encode(message), time.time_ns())
+        self._record(message)
         self._publisher.publish(message)
