@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -38,7 +39,17 @@ def new_model() -> Any:
 
     if MODEL_NAME not in open_clip.list_models():
         open_clip.add_model_config(MODEL_FOLDER / f"{MODEL_NAME}.json")
-    return open_clip.create_model(MODEL_NAME, pretrained=None, precision="fp32", device="cpu")
+    root = logging.getLogger()
+    root.addFilter(_not_about_weights)
+    try:
+        return open_clip.create_model(MODEL_NAME, pretrained=None, precision="fp32", device="cpu")
+    finally:
+        root.removeFilter(_not_about_weights)
+
+
+def _not_about_weights(record: logging.LogRecord) -> bool:
+    """open_clip warns that a model has no weights, which it is about to get."""
+    return "No pretrained weights" not in record.getMessage()
 
 
 def new_tokenizer() -> Any:

@@ -69,8 +69,10 @@ class Undistorter:
             camera.matrix, self._coefficients, np.eye(3), camera.matrix, (camera.width, camera.height), cv2.CV_32FC1
         )
         column, row = np.rint(u), np.rint(v)
-        inside = (column >= 0) & (row >= 0) & (column < camera.width) & (row < camera.height)
-        return _Map(u, v, inside, np.where(inside, row * camera.width + column, 0).astype(np.intp))
+        with np.errstate(invalid="ignore"):  # absurd coefficients send pixels to infinity, which is outside
+            inside = (column >= 0) & (row >= 0) & (column < camera.width) & (row < camera.height)
+            pixel = row * camera.width + column
+        return _Map(u, v, inside, np.where(inside, pixel, 0).astype(np.intp))
 
 
 @dataclass(frozen=True)

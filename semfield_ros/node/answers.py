@@ -251,7 +251,7 @@ def markers(answer: Answer, gripper: GripperConfig) -> Any:
         found.append(
             _marker(
                 header, "labels", place, _TEXT, pose=_at(top + [0, 0, _TEXT_M]), color=_rgba((255, 255, 255)),
-                scale=_vector(np.array([0, 0, _TEXT_M])), text=f"{thing.prompt} {thing.score:.2f}",
+                scale=_vector(np.array([0, 0, _TEXT_M])), text=f"{thing.prompt}\n{thing.score:.2f}",
             )
         )  # fmt: skip
         lines = [
