@@ -166,14 +166,15 @@ def test_rviz_shows_what_the_node_publishes(root):
         assert f'"{topic.removeprefix("semfield/")}"' in outputs
     assert {display["Class"].split("/")[0] for display in displays.values()} == {"rviz_default_plugins"}
     relevancy = displays["Relevancy"]
-    assert (relevancy["Color Transformer"], relevancy["Channel Name"]) == ("Intensity", "relevancy")
+    # its colours are those of the surface, with the relevancy laid over; the channel is one click away
+    assert (relevancy["Color Transformer"], relevancy["Channel Name"]) == ("RGB8", "relevancy")
     assert not relevancy["Autocompute Intensity Bounds"]
     assert (relevancy["Min Intensity"], relevancy["Max Intensity"]) == (0, 1)
     for display in displays.values():
         latched = display.get("Topic", {}).get("Value") in ("semfield/map_cloud", "semfield/labelled_cloud")
         assert "Topic" not in display or (display["Topic"]["Durability Policy"] == "Transient Local") == latched
     assert {d["Channel Name"] for d in displays.values() if d.get("Color Transformer") == "Intensity"} == {
-        "relevancy", "instance", "confidence",
+        "instance", "confidence",
     }  # fmt: skip
     assert data["Global Options"]["Fixed Frame"] == "map"
 
