@@ -151,10 +151,14 @@ class TrainConfig:
     """Rays a step for geometry and colour."""
     feature_patches: Annotated[int, Between(1, 10_000_000)] = 192
     """Feature measurements a step..."""
-    window_rays: Annotated[int, Between(1, 10_000)] = 8
+    window_rays: Annotated[int, Between(1, 10_000)] = 24
     """...each predicted as the mean over this many rays of its receptive window."""
     through_window: bool = True
     """Train features through the encoder's receptive window (False: per pixel)."""
+    smoothness: Annotated[float, Between(0, 100)] = 1.0
+    """Weight of the prior that neighbours on one surface of one colour mean the same; 0 = off."""
+    smooth_pairs: Annotated[int, Between(1, 1_000_000)] = 1024
+    """Pairs of neighbours a step."""
     free_samples: Annotated[int, Between(0, 20)] = 6
     """Samples a ray in free space."""
     surface_samples: Annotated[int, Between(1, 20)] = 8

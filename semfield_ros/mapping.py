@@ -33,7 +33,7 @@ def colour_head() -> HeadConfig:
 
 def language_head(dim: int) -> HeadConfig:
     """Features of the encoder: on the feature grid, last linear layer after compositing, compared by cosine."""
-    return HeadConfig("language", dim, grid="feature", layers=1, late_linear=True, loss="cosine_sqrt")
+    return HeadConfig("language", dim, grid="feature", layers=1, late_linear=True, unit=True, loss="cosine_sqrt")
 
 
 MAX_EXTENT_M = 12.0

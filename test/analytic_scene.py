@@ -47,7 +47,7 @@ SMALL = SemfieldConfig(
         feature_grid=GridConfig(levels=4, features=4, log2_table=13, min_resolution=8, max_resolution=64),
         hidden=32,
     ),
-    train=TrainConfig(rays=512, feature_patches=64, window_rays=4),
+    train=TrainConfig(rays=512, feature_patches=64, window_rays=4, smooth_pairs=128),
     engine=EngineConfig(snapshot_period_s=0.1, device="cpu"),
 )
 """A configuration that learns this scene in a second."""

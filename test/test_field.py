@@ -144,9 +144,29 @@ def test_the_last_linear_layer_commutes_with_compositing():
     head = Head(HeadConfig("f", 512, late_linear=True), 8, 64)
     encoded, weights = torch.randn(40, 12, 8), torch.rand(40, 12)
     h = head.hidden(encoded.view(-1, 8), None).view(40, 12, -1)
-    naive = (head.last(h) * weights[..., None]).sum(1)
-    late = head.finish((h * weights[..., None]).sum(1), weights.sum(1))
+    naive = (head.last(head.trunk(encoded)) * weights[..., None]).sum(1)
+    late = head.finish((h * weights[..., None]).sum(1))
     assert float((naive - late).detach().abs().max()) < 1e-5
+
+
+def test_unit_features_commute_with_compositing_too():
+    head = Head(HeadConfig("f", 512, late_linear=True, unit=True), 8, 64)
+    encoded, weights = torch.randn(40, 12, 8), torch.rand(40, 12)
+    h = head.hidden(encoded.view(-1, 8), None).view(40, 12, -1)
+    naive = torch.nn.functional.normalize(head.last(head.trunk(encoded)), dim=-1)
+    assert float((head.finish(h) - naive).detach().abs().max()) < 1e-5
+    late = head.finish((h * weights[..., None]).sum(1))
+    assert float((late - (naive * weights[..., None]).sum(1)).detach().abs().max()) < 1e-5
+    with pytest.raises(ConfigError, match="unit"):
+        HeadConfig("x", 3, unit=True)
+
+
+def test_cosines_of_composited_values_are_those_of_their_outputs():
+    head = Head(HeadConfig("f", 512, late_linear=True), 8, 64)
+    a, b = (head.hidden(torch.randn(50, 8), None) for _ in range(2))
+    naive = torch.nn.functional.cosine_similarity(head.finish(a), head.finish(b), dim=-1)
+    assert float((head.cosine(a, b) - naive).detach().abs().max()) < 1e-5
+    assert float((head.cosine(a, a) - 1).detach().abs().max()) < 1e-5
 
 
 def test_losses_by_hand():
@@ -373,11 +393,12 @@ def test_a_trained_field_knows_what_is_where(trained):
 def test_steps_report_what_they_did():
     mapping = mapped(3)
     report = mapping.trainer.step(mapping.replay)
-    assert set(report.losses) == {"sdf", "free", "rgb", "language"}
+    assert set(report.losses) == {"sdf", "free", "rgb", "language", "smooth"}
     assert all(torch.isfinite(v) and not v.requires_grad for v in report.losses.values())
     train = SMALL.train
     per_ray = train.free_samples + train.surface_samples
-    assert report.rays * per_ray < report.samples <= report.rays * per_ray + train.feature_patches * train.window_rays
+    features = train.feature_patches * train.window_rays + 2 * train.smooth_pairs
+    assert report.rays * per_ray < report.samples <= report.rays * per_ray + features
     assert mapping.trainer.steps == 1
 
 

@@ -233,7 +233,7 @@ def test_factored_cosines_equal_the_naive_form(wide_field):
     head = wide_field.head("language")
     with torch.no_grad():
         h = head.hidden(wide_field.encode("feature", torch.from_numpy(points)), None)
-        feature = torch.nn.functional.normalize(head.last(h), dim=-1)
+        feature = torch.nn.functional.normalize(head.finish(h), dim=-1)
     naive = (feature @ torch.from_numpy(texts).T).numpy()
     assert naive.std() > 0.01
     assert np.abs(field_cosines(wide_field, points, texts) - naive).max() < 1e-5

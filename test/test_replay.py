@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from analytic_scene import BLOCKS, CAMERA, frame_at, ring
+from analytic_scene import BLOCKS, CAMERA, SMALL, frame_at, ring
 
-from semfield_ros.config import MemoryConfig
+from semfield_ros.config import EncoderConfig, MemoryConfig
+from semfield_ros.encoders import create
 from semfield_ros.encoders.base import Target, Window
 from semfield_ros.geometry import Camera, back_project, look_at, pixel_directions, transform_points
 from semfield_ros.memory.replay import FeatureShape, Replay
@@ -339,3 +340,31 @@ def test_targets_larger_than_their_room_are_thinned_out(h, w):
         # half a kept cell, half an original cell, and a block of records
         reach = torch.tensor([80.0 / grid[1], 60.0 / grid[0]]) / 2 + torch.tensor([80.0 / w, 60.0 / h]) / 2 + 2
         assert ((pixel - where[:, None]).abs() <= reach).all()
+
+
+def test_neighbours_lie_on_the_surface_and_weigh_little_across_edges():
+    """On the analytic table: pairs of one face weigh 1 (one colour, small steps of depth), pairs of two things less."""
+    replay, rng, stub = None, np.random.default_rng(0), create(EncoderConfig(name="stub"))
+    for slot, T in enumerate(ring(6)):
+        frame = frame_at(T)
+        target = stub.encode_frame(frame)
+        if replay is None:
+            replay = Replay(SMALL.memory, 80, 60, FeatureShape.of(target), "cpu")
+        replay.write(slot, frame, rng)
+    pairs = replay.neighbours(4000, torch.Generator().manual_seed(0))
+    assert 2000 < len(pairs.weight) <= 4000 and pairs.a.shape == pairs.b.shape == (len(pairs.weight), 3)
+
+    def thing(points):
+        inside = [
+            ((points > torch.tensor(b.low) - 0.005) & (points < torch.tensor(b.high) + 0.005)).all(1) for b in BLOCKS
+        ]
+        on_table = points[:, 2].abs() < 0.004
+        return torch.where(on_table, 0, torch.where(inside[0], 1, torch.where(inside[1], 2, -1)))
+
+    a, b = thing(pairs.a), thing(pairs.b)
+    assert ((a >= 0) & (b >= 0)).float().mean() > 0.99, "they lie on what is there"
+    same = (a == b) & (a >= 0)
+    assert same.float().mean() > 0.7 and float(pairs.weight[same].median()) > 0.8
+    apart = (a != b) & (a >= 0) & (b >= 0)
+    assert float(pairs.weight[apart].max()) < 0.05, "red, blue and white are far apart"
+    assert (pairs.weight >= 0).all() and (pairs.weight <= 1).all()

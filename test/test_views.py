@@ -100,8 +100,10 @@ def test_answers_take_thresholds_and_limits_of_their_own(trained):
     assert len(both.objects) == 2
     assert len(answer(trained, TEXTS, ["red; blue"], max_objects=1).objects) == 1
     assert not answer(trained, TEXTS, ["red"], no_match=1.1).objects
-    wide = answer(trained, TEXTS, ["red"], no_match=0.0, high=0.9, low=0.0).objects[0]
-    assert wide.n_points > both.objects[0].n_points
+    narrow, wide = (
+        answer(trained, TEXTS, ["red"], no_match=0.0, high=0.95, low=low).objects[0] for low in (0.95, 0.05)
+    )
+    assert wide.n_points > narrow.n_points
     with pytest.raises(QueryError, match="max_objects"):
         answer(trained, TEXTS, ["red"], max_objects=0)
     with pytest.raises(QueryError, match="low"):

@@ -3,7 +3,12 @@
 A head reads a grid (and the viewing direction, if asked), passes an MLP, is activated per sample, composited along the
 ray, and only then, where `late_linear` is set, mapped by its last linear layer. Compositing commutes with a linear
 layer, sum_i w_i (W h_i + b) = W (sum_i w_i h_i) + b sum_i w_i, so a 512-D feature costs a hidden-width one in the ray
-loop, exactly.
+loop, exactly. The bias is one more hidden unit that is always 1, so what is composited is [h, 1].
+
+The features of image encoders are directions. Where `unit` is set, every sample's output has length 1 before it is
+composited: otherwise a window's mean could be had from a few long features among many that say nothing, and a field
+trained through windows would not know which. The length |W h + b| comes from the Gram matrix of [W b], hidden width
+squared, so this costs no output-sized vector either.
 """
 
 from __future__ import annotations
@@ -25,7 +30,8 @@ class HeadConfig:
         grid: which hash grid it reads. direction: whether it sees the viewing direction (SH degree 2).
         out_dim: length of the output. layers: hidden layers of the MLP.
         activation: per sample, before compositing (late_linear heads have none).
-        late_linear: apply the last linear layer after compositing.
+        late_linear: apply the last linear layer after compositing. unit: samples' outputs have length 1 (late_linear
+            heads only).
         loss: l2 | l1 to a target, or cosine_sqrt (sqrt(1 - cos), robust to wrong views). weight: of the loss.
         detach_grid: keep this head's gradients out of the grid it reads.
     """
@@ -37,6 +43,7 @@ class HeadConfig:
     layers: int = 1
     activation: Literal["none", "sigmoid", "softmax"] = "none"
     late_linear: bool = False
+    unit: bool = False
     loss: Literal["l1", "l2", "cosine_sqrt"] = "l2"
     weight: float = 1.0
     detach_grid: bool = False
@@ -46,6 +53,8 @@ class HeadConfig:
             raise ConfigError(f"head {self.name!r}: out_dim {self.out_dim}, layers {self.layers}; allowed: >= 1, >= 0")
         if self.late_linear and self.activation != "none":
             raise ConfigError(f"head {self.name!r}: late_linear is exact only without a per-sample activation")
+        if self.unit and not self.late_linear:
+            raise ConfigError(f"head {self.name!r}: unit is for late_linear heads")
 
 
 def spherical_harmonics(directions: torch.Tensor) -> torch.Tensor:
@@ -82,7 +91,7 @@ class Head(nn.Module):
         self.last = nn.Linear(width, config.out_dim)
 
     def hidden(self, encoded: torch.Tensor, directions: torch.Tensor | None) -> torch.Tensor:
-        """What is composited: [N, hidden] for late_linear heads, the activated output [N, out_dim] for others."""
+        """What is composited: [N, hidden + 1] for late_linear heads, the activated output [N, out_dim] for others."""
         if self.config.detach_grid:
             encoded = encoded.detach()
         if self.config.direction:
@@ -92,19 +101,33 @@ class Head(nn.Module):
             encoded = torch.cat([encoded, spherical_harmonics(unit)], -1)
         h: torch.Tensor = self.trunk(encoded)
         if self.config.late_linear:
-            return h
+            h = torch.cat([h, torch.ones_like(h[..., :1])], -1)
+            return h * self.squared_length(h).clamp_min(1e-12).rsqrt()[..., None] if self.config.unit else h
         out: torch.Tensor = self.last(h)
         if self.config.activation == "sigmoid":
             return out.sigmoid()
         return out.softmax(-1) if self.config.activation == "softmax" else out
 
-    def finish(self, composited: torch.Tensor, accumulation: torch.Tensor | None = None) -> torch.Tensor:
-        """The output of composited values [..., *]; `accumulation` [...] is the sum of weights (1 if None)."""
-        if not self.config.late_linear:
-            return composited
-        out = composited @ self.last.weight.T
-        bias = self.last.bias if accumulation is None else accumulation[..., None] * self.last.bias
-        return out + bias
+    def affine(self) -> torch.Tensor:
+        """[W b], [out_dim, hidden + 1]: the last layer as a matrix on what late_linear heads composite."""
+        return torch.cat([self.last.weight, self.last.bias[:, None]], 1)
+
+    def squared_length(self, h: torch.Tensor) -> torch.Tensor:
+        """|W h + b|^2 of composited values [..., hidden + 1], by their Gram matrix."""
+        affine = self.affine()
+        return ((h @ (affine.T @ affine)) * h).sum(-1)
+
+    def finish(self, composited: torch.Tensor) -> torch.Tensor:
+        """The output of composited values [..., *]."""
+        return composited @ self.affine().T if self.config.late_linear else composited
+
+    def cosine(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Cosines [N] between the outputs of composited values [N, hidden + 1], without forming the outputs."""
+        affine = self.affine()
+        gram = affine.T @ affine
+        ga, gb = a @ gram, b @ gram
+        square = (ga * a).sum(-1) * (gb * b).sum(-1)
+        return (ga * b).sum(-1) / square.clamp_min(1e-12).sqrt()
 
 
 def head_loss(

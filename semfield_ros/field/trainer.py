@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import torch
 
 from ..config import TrainConfig
-from ..memory.replay import PatchBatch, RayBatch, Replay
+from ..memory.replay import NeighbourBatch, PatchBatch, RayBatch, Replay
 from .heads import head_loss
 from .model import Field
 from .optimiser import GridAdam
+
+SMOOTH_FROM_STEP = 200
+"""The smoothness prior has its full weight from here on."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,12 @@ class Trainer:
         if patches is not None and len(patches.values):
             losses["language"] = self._patch_loss(patches)
             samples += patches.valid.numel()
+            if config.smoothness > 0:
+                pairs = replay.neighbours(config.smooth_pairs, self.generator)
+                # first something to be smooth: at once, everything would mean the same
+                ramp = min(1.0, self.steps / SMOOTH_FROM_STEP)
+                losses["smooth"] = config.smoothness * ramp * self._smooth_loss(pairs)
+                samples += 2 * len(pairs.weight)
         if losses:
             total = torch.stack(list(losses.values())).sum()
             self.dense.zero_grad(set_to_none=True)
@@ -134,6 +143,14 @@ class Trainer:
                 values = head.hidden(nearest, batch.directions)
                 losses[name] = head_loss(head.config, head.finish(values), batch.rgb)
         return losses, z.numel()
+
+    def _smooth_loss(self, pairs: NeighbourBatch) -> torch.Tensor:
+        """Neighbours on one surface of one colour mean the same: what no window can tell apart is settled by them."""
+        head = self.field.head("language")
+        n = len(pairs.weight)
+        h = head.hidden(self.field.encode(head.config.grid, torch.cat([pairs.a, pairs.b])), None)
+        apart = (1 - head.cosine(h[:n], h[n:]) + 1e-3).sqrt()
+        return (apart * pairs.weight).sum() / pairs.weight.sum().clamp_min(1e-6)
 
     def _patch_loss(self, batch: PatchBatch) -> torch.Tensor:
         head = self.field.head("language")

@@ -20,6 +20,13 @@ from ..geometry import Camera
 from .keyframes import Keyframe
 from .surface import depth_normals
 
+NEIGHBOUR_REACH = 3
+"""Blocks between neighbours and the middle of them, at most."""
+COLOUR_SCALE = 40.0
+"""A difference of 8-bit colours that makes an edge."""
+BEND_SCALE = 0.03
+"""A relative deviation from the plane through two pixels, midway between them, that makes an edge."""
+
 
 @dataclass(frozen=True)
 class RayBatch:
@@ -55,6 +62,16 @@ class PatchBatch:
     valid: torch.Tensor
     values: torch.Tensor
     confidence: torch.Tensor
+
+
+@dataclass(frozen=True)
+class NeighbourBatch:
+    """N pairs of surface points that are neighbours in one image: a, b [N, 3] world; weight [N] in [0, 1], low where
+    the surface bends or its colour changes between them."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    weight: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -171,6 +188,34 @@ class Replay:
     def set_pose(self, slot: int, T_world_camera: np.ndarray) -> None:
         """Correct a keyframe's pose: its rays move with it."""
         self.pose[slot] = torch.from_numpy(np.asarray(T_world_camera, np.float32)).to(self.device)
+
+    def neighbours(self, n: int, generator: torch.Generator) -> NeighbourBatch:
+        """At most n random pairs of records, up to 2 NEIGHBOUR_REACH blocks apart in one keyframe.
+
+        Pairs without depth fall out. With z of the ends and m of the record midway, the weight is
+        exp(-(colour difference / COLOUR_SCALE)^2 - (m |1/z_a + 1/z_b - 2/m| / BEND_SCALE)^2): inverse depth is linear in
+        the image on a plane, however it is tilted.
+        """
+        device, reach = self.device, NEIGHBOUR_REACH
+        slots = self._pick_slots(self.order, n, 0.0, generator)
+        draw = torch.rand(4, n, generator=generator, device=device)
+        row, column = (draw[0] * self.grid_h).long(), (draw[1] * self.grid_w).long()
+        down, right = ((d * (2 * reach + 1)).long() - reach for d in draw[2:])
+        inside = (row >= down.abs()) & (row + down.abs() < self.grid_h)
+        inside &= (column >= right.abs()) & (column + right.abs() < self.grid_w)
+        slots, row, column, down, right = (x[inside] for x in (slots, row, column, down, right))
+        a = (row - down) * self.grid_w + column - right
+        b = (row + down) * self.grid_w + column + right
+        z_a, z_b, middle = (self.depth[slots, r] for r in (a, b, row * self.grid_w + column))
+        keep = torch.nonzero((z_a > 0) & (z_b > 0) & (middle > 0)).squeeze(1)
+        slots, a, b, z_a, z_b, middle = (x[keep] for x in (slots, a, b, z_a, z_b, middle))
+        colour = (self.rgb[slots, a].float() - self.rgb[slots, b].float()).norm(dim=-1) / COLOUR_SCALE
+        bend = middle * (1 / z_a + 1 / z_b - 2 / middle).abs() / BEND_SCALE
+        points = []
+        for record, depth in ((a, z_a), (b, z_b)):
+            origins, directions, _ = self._world_rays(slots, self.pixel[slots, record])
+            points.append(origins + directions * depth[:, None])
+        return NeighbourBatch(points[0], points[1], torch.exp(-colour.square() - bend.square()))
 
     def frame(self, slot: int, keyframe: Keyframe) -> tuple[Frame, Target | None]:
         """What is still known of a slot's frame: an image with a pixel for each record, and its feature measurements.

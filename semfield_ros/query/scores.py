@@ -1,7 +1,7 @@
 """Scores of prompts over points, from the field, from the point map, or from whichever knows better.
 
-The field's cosines are computed in factored form: with feature f = W h + b and unit text t,
-cos(t, f) = ((W^T t) . h + t . b) / sqrt(h^T (W^T W) h + 2 (W^T b) . h + b . b),
+The field's cosines are computed in factored form: with feature f = A h, A = [W b], h = [hidden, 1], and unit text t,
+cos(t, f) = (A^T t) . h / sqrt(h^T (A^T A) h),
 so no D-dimensional vector is ever formed: N points and Q prompts cost O(N (H^2 + H Q)) whatever D is.
 """
 
@@ -43,18 +43,16 @@ def field_cosines(field: Field, points: np.ndarray, texts: np.ndarray, chunk: in
     """Cosines [N, T] float32 of the field's features at points [N, 3] with unit texts [T, D]; any chunk size agrees."""
     head = field.head("language")
     device = head.last.weight.device
-    weight, bias = head.last.weight, head.last.bias
+    affine = head.affine()
     t = torch.from_numpy(np.ascontiguousarray(texts, np.float32)).to(device)
-    if t.shape[1] != weight.shape[0]:
-        raise QueryError(f"texts have {t.shape[1]} dimensions, the map's features {weight.shape[0]}: another encoder")
-    projected, offset = weight.T @ t.T, t @ bias
-    gram, cross, constant = weight.T @ weight, 2 * (weight.T @ bias), bias @ bias
+    if t.shape[1] != affine.shape[0]:
+        raise QueryError(f"texts have {t.shape[1]} dimensions, the map's features {affine.shape[0]}: another encoder")
+    projected = affine.T @ t.T
     out = np.empty((len(points), len(t)), np.float32)
     for start in range(0, len(points), chunk):
         x = torch.from_numpy(np.ascontiguousarray(points[start : start + chunk], np.float32)).to(device)
         h = head.hidden(field.encode(head.config.grid, x), None)
-        square = ((h @ gram) * h).sum(-1) + h @ cross + constant
-        cosine = (h @ projected + offset) / square.clamp_min(1e-12).sqrt()[:, None]
+        cosine = (h @ projected) / head.squared_length(h).clamp_min(1e-12).sqrt()[:, None]
         out[start : start + chunk] = cosine.cpu().numpy()
     return out
 
