@@ -148,7 +148,7 @@ def test_status_counts():
     mapping = status.mapping
     assert (mapping.frames, mapping.keyframes, mapping.encoded) == (7, 6, 6), "the same view again is no keyframe"
     assert mapping.steps >= 3 and mapping.samples > 0 and mapping.voxels > 1000 and mapping.train_s > 0
-    assert set(mapping.losses) == {"sdf", "free", "rgb", "language"}
+    assert set(mapping.losses) == {"sdf", "free", "rgb", "language", "smooth"}
     assert (status.dropped, status.frames_waiting, status.encoder_waiting) == ({}, 0, 0) and status.encode_s > 0
 
 

@@ -196,8 +196,8 @@ def test_a_loop_under_the_stamps_of_the_bag_is_a_jump_of_time(tmp_path, stamps):
     with running(None, node_config(tmp_path)) as node:
         bus = ZenohBus("player", mode="join", endpoint=node.bus.endpoint, domain=0)
         try:
-            publish(bus, Frames(stream(12, first_s=FIRST_S)), rate=3, loops=3, stamps=stamps, patience_s=60)
-            settle(node, 36)
+            sent = publish(bus, Frames(stream(12, first_s=FIRST_S)), rate=3, loops=3, stamps=stamps, patience_s=60)
+            settle(node, sent)
         finally:
             bus.close()
         assert node.inputs.assembler.time_jumps == (2 if stamps == "source" else 0)

@@ -356,10 +356,10 @@ def test_neighbours_lie_on_the_surface_and_weigh_little_across_edges():
 
     def thing(points):
         inside = [
-            ((points > torch.tensor(b.low) - 0.005) & (points < torch.tensor(b.high) + 0.005)).all(1) for b in BLOCKS
+            ((points > torch.tensor(b.low) - 1e-3) & (points < torch.tensor(b.high) + 1e-3)).all(1) for b in BLOCKS
         ]
-        on_table = points[:, 2].abs() < 0.004
-        return torch.where(on_table, 0, torch.where(inside[0], 1, torch.where(inside[1], 2, -1)))
+        on_table = points[:, 2].abs() < 1e-3
+        return torch.where(inside[0], 1, torch.where(inside[1], 2, torch.where(on_table, 0, -1)))
 
     a, b = thing(pairs.a), thing(pairs.b)
     assert ((a >= 0) & (b >= 0)).float().mean() > 0.99, "they lie on what is there"

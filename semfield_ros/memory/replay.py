@@ -193,8 +193,8 @@ class Replay:
         """At most n random pairs of records, up to 2 NEIGHBOUR_REACH blocks apart in one keyframe.
 
         Pairs without depth fall out. With z of the ends and m of the record midway, the weight is
-        exp(-(colour difference / COLOUR_SCALE)^2 - (m |1/z_a + 1/z_b - 2/m| / BEND_SCALE)^2): inverse depth is linear in
-        the image on a plane, however it is tilted.
+        exp(-(colour difference / COLOUR_SCALE)^2 - (m |1/z_a + 1/z_b - 2/m| / BEND_SCALE)^2):
+        inverse depth is linear in the image on a plane, however it is tilted.
         """
         device, reach = self.device, NEIGHBOUR_REACH
         slots = self._pick_slots(self.order, n, 0.0, generator)
