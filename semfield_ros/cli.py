@@ -231,7 +231,7 @@ def export(map: Positional[Path], out: Positional[Path], overwrite: bool = False
 
 def bench(
     what: Positional[
-        Literal["online", "query", "geometry", "memory", "simulator", "calibrate", "node", "loop_closure"]
+        Literal["online", "query", "geometry", "memory", "simulator", "calibrate", "node", "loop_closure", "ablation"]
     ],
     source: str = "simulator",
     json: bool = False,
@@ -252,6 +252,7 @@ def bench(
             memory = a long stream against small budgets.
             simulator = frames a second of the simulated camera.
             calibrate = thresholds of the embedded encoder on scenes kept for that.
+            ablation = features of known faults, averaged in voxels, trained into the field, and both.
             loop_closure = keyframe poses that drifted are corrected; how fast map and field follow.
             node = the ROS 2 node, a camera and clients as processes on a wire.
         source: simulator, or a 7-Scenes folder with objects.json (held-out depth, colour and labelled boxes).
@@ -264,7 +265,7 @@ def bench(
         soak_s: of the node: so many seconds more, and how memory grows.
         kill: of the node: camera, router and node are killed in the middle.
     """
-    from .benchmarks import calibrate, geometry, loop_closure, memory, online
+    from .benchmarks import ablation, calibrate, geometry, loop_closure, memory, online
     from .benchmarks import node as nodes
     from .benchmarks import query as queries
     from .benchmarks import simulator as camera
@@ -277,6 +278,8 @@ def bench(
         return queries.run(console=wide, as_json=json)
     if what == "calibrate":
         return calibrate.run(console=wide, as_json=json, seeds=seeds, train_s=train_s)
+    if what == "ablation":
+        return ablation.run(console=wide, as_json=json, seeds=seeds, train_s=train_s)
     if what == "loop_closure":
         return loop_closure.run(console=wide, as_json=json, seeds=seeds, train_s=train_s)
     if what == "simulator":

@@ -159,6 +159,8 @@ class TrainConfig:
     """Weight of the prior that neighbours on one surface of one colour mean the same; 0 = off."""
     smooth_pairs: Annotated[int, Between(1, 1_000_000)] = 1024
     """Pairs of neighbours a step."""
+    window_scale: Annotated[float, Between(0.05, 4)] = 0.75
+    """The window is taken to be this share of what the encoder says: too wide costs more than too narrow."""
     free_samples: Annotated[int, Between(0, 20)] = 6
     """Samples a ray in free space."""
     surface_samples: Annotated[int, Between(1, 20)] = 8

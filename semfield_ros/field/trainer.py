@@ -72,7 +72,7 @@ class Trainer:
         if "language" in self.field.heads:
             patches = replay.patches(
                 config.feature_patches, config.window_rays, config.through_window, config.recent_fraction,
-                self.generator,
+                self.generator, config.window_scale,
             )
         if patches is not None and len(patches.values):
             losses["language"] = self._patch_loss(patches)

@@ -316,7 +316,8 @@ class Replay:
         return pose[:, :3, 3], directions, local.norm(dim=-1)
 
     def patches(
-        self, n: int, window_rays: int, through_window: bool, recent_fraction: float, generator: torch.Generator
+        self, n: int, window_rays: int, through_window: bool, recent_fraction: float, generator: torch.Generator,
+        window_scale: float = 1.0,
     ) -> PatchBatch | None:
         """A random batch of at most n feature measurements with `window_rays` surface points each, None if there are
         no measurements yet. With `through_window` False every point lies at the measurement's centre."""
@@ -339,8 +340,9 @@ class Replay:
             edge = self.window.kernel.shape[0]
             draw = torch.rand(p, k, generator=generator, device=device)
             at = torch.searchsorted(self._kernel_cdf, draw).clamp_max(edge * edge - 1)
-            dv = (torch.div(at, edge, rounding_mode="floor") - edge // 2 + jitter[0]) * self.window.pitch_px
-            du = (at % edge - edge // 2 + jitter[1]) * self.window.pitch_px
+            pitch = self.window.pitch_px * window_scale
+            dv = (torch.div(at, edge, rounding_mode="floor") - edge // 2 + jitter[0]) * pitch
+            du = (at % edge - edge // 2 + jitter[1]) * pitch
         else:
             dv, du = jitter[0] * cell_h[:, None], jitter[1] * cell_w[:, None]
         u = (centre_u[:, None] + du).round().long()
