@@ -214,18 +214,13 @@ def export(map: Positional[Path], out: Positional[Path], overwrite: bool = False
     """
     from .checkpoint import saved_config
     from .engine import Engine
-    from .export import write_ply
+    from .node.exports import write_cloud
 
-    config = saved_config(map)
-    with Engine(config) as engine:
+    with Engine(saved_config(map)) as engine:
         engine.pause()
         engine.load(map)
-        cloud = engine.snapshot().cloud
-    path = write_ply(
-        out, cloud.points, normals=cloud.normals, rgb=cloud.rgb, scalars={"observations": cloud.observations},
-        comments=[f"frame {config.global_frame}, metres"], overwrite=overwrite,
-    )  # fmt: skip
-    console.print(f"wrote {path}: {len(cloud)} points")
+        points = write_cloud(out, engine.snapshot(), engine, overwrite=overwrite)
+    console.print(f"wrote {out}: {points} points")
     return 0
 
 

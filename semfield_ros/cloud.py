@@ -7,6 +7,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 
+def sureness(observations: np.ndarray) -> np.ndarray:
+    """How sure a map is of a surface after [N] observations: n / (n + 2), float32 in [0, 1)."""
+    return np.asarray(observations / (observations + np.float32(2.0)), np.float32)
+
+
 @dataclass(frozen=True)
 class SurfaceCloud:
     """N surface points in global_frame.

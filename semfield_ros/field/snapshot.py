@@ -46,6 +46,13 @@ class Snapshot:
             return np.zeros(len(self.cloud), bool)
         return self.measured & (self.step - self.created_step >= TRUSTED_STEPS)
 
+    def rows_of(self, points: np.ndarray) -> np.ndarray:
+        """`find`, for points [N, 3] some of which may not be finite: those are unseen, -1."""
+        finite = np.isfinite(points).all(1)
+        rows = np.full(len(points), -1)
+        rows[finite] = self.find(points[finite])
+        return rows
+
     def find(self, points: np.ndarray) -> np.ndarray:
         """Rows [N] of the voxels at points [N, 3] or, where there is none, at a face neighbour; -1 = unseen space."""
         rows = np.full(len(points), -1)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..answer import Answer
-from ..cloud import SurfaceCloud
+from ..cloud import SurfaceCloud, sureness
 from ..config import GripperConfig, SemfieldConfig
 from ..engine import EngineStatus
 from ..geometry import invert
@@ -41,11 +41,6 @@ def map_header(stamp_s: float, global_frame: str) -> Any:
 def ranked(answer: Answer) -> list[Object]:
     """Objects of all prompts, best first: those of one prompt stay in their order, prompts are merged by score."""
     return list(heapq.merge(*(p.objects for p in answer.prompts), key=lambda o: -o.score))
-
-
-def sureness(observations: np.ndarray) -> np.ndarray:
-    """How sure the map is of a surface after [N] observations: n / (n + 2), float32 in [0, 1)."""
-    return np.asarray(observations / (observations + np.float32(2.0)), np.float32)
 
 
 # ---- Answer.msg ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..cloud import sureness
 from ..errors import QueryError
 from ..field.snapshot import Snapshot
 from .prompt import EncodedPrompts
@@ -54,13 +55,8 @@ def label_points(
     values = found.relevancy if score == "relevancy" else found.cosine
     label = found.cosine.argmax(1).astype(np.int32)
     known = found.seen if least is None else found.seen & (values[np.arange(len(label)), label] >= least)
-    if points is None:
-        rows = np.arange(len(label))
-    else:
-        rows = np.full(len(label), -1)
-        finite = np.isfinite(np.asarray(points, np.float32)).all(1)
-        rows[finite] = snapshot.find(np.asarray(points, np.float32)[finite])
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite: unseen
+        rows = np.arange(len(label)) if points is None else snapshot.rows_of(np.asarray(points, np.float32))
     surface = np.zeros(len(label), np.float32)
-    observations = snapshot.cloud.observations[rows[rows >= 0]]
-    surface[rows >= 0] = observations / (observations + 2.0)
+    surface[rows >= 0] = sureness(snapshot.cloud.observations[rows[rows >= 0]])
     return Labels(np.where(known, label, -1).astype(np.int32), values, surface, found.seen)

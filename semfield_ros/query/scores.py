@@ -102,9 +102,7 @@ def score_points(
         points, rows = snapshot.cloud.points, np.arange(len(snapshot.cloud))
     else:
         points = _checked(points)
-        finite = np.isfinite(points).all(1)
-        rows = np.full(len(points), -1)
-        rows[finite] = snapshot.find(points[finite])
+        rows = snapshot.rows_of(points)
     vectors = np.concatenate([texts.positives, texts.negatives])
     n, known = len(points), rows >= 0
     measured = np.zeros(n, bool)
