@@ -129,7 +129,7 @@ def test_latched_topics_reach_late_joiners(bus, peer, topic):
     publisher.publish(text(bus, "before"))
     peer.do("listen", topic=f"{topic}/back", **latched)
     assert peer.do("received", topic=f"{topic}/back", count=1) == ["before"]
-    assert publisher.subscribers == 1
+    until(lambda: publisher.subscribers == 1)
 
 
 def test_latched_topics_keep_their_depth(bus, peer, topic):
