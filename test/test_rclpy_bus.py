@@ -387,7 +387,7 @@ def test_the_graph_knows_everybody(bus, peer, topic):
     assert subscription.qos.reliable and subscription.qos.transient_local
     [server], [client] = graph.of(f"{topic}/service", "server"), graph.of(f"{topic}/service", "client")
     assert (server.type, server.node, client.node) == (SET_BOOL, "/peer", "/semfield")
-    assert {"/peer", "/semfield"} <= set(graph.nodes) and set(graph.nodes) == set(peer.do("nodes"))
+    until(lambda: {"/peer", "/semfield"} <= set(bus.graph().nodes) == set(peer.do("nodes")))
 
 
 def test_type_hashes_are_those_of_ros(bus, peer):
