@@ -2,16 +2,18 @@
 
 Voxels come from back-projected depth. Every keyframe's features are fused into all voxels that its depth image sees
 (OpenScene's projection with the one visibility test, Peng et al. 2023) as a running mean with PointFusion's radial
-weight exp(-r^2 / (2 .6^2)) (ConceptFusion, Jatavallabhula et al. 2023). Space seen through a voxel speaks against it:
-each voxel keeps a clamped hit count (as OctoMap's log-odds, Hornung et al. 2013) and disappears below zero, so what was
-moved away is forgotten after a bounded number of keyframes. A fusion costs O(voxels + pixels) of projection and
-O(visible voxels x D) of averaging; memory is bounded by `max_voxels`.
+weight exp(-r^2 / (2 .6^2)) (ConceptFusion, Jatavallabhula et al. 2023). What changes is followed (`forget`): space
+seen through a voxel speaks against it, each voxel keeps a clamped hit count (as OctoMap's log-odds, Hornung et al.
+2013) and disappears below zero; a colour that stays another one starts a voxel's means again; and what borders on
+either is in doubt. A fusion costs O(voxels + pixels) of projection and O(visible voxels x D) of averaging; memory is
+bounded by `max_voxels`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 
 from ..cloud import SurfaceCloud
@@ -19,21 +21,37 @@ from ..config import MemoryConfig
 from ..encoders.base import Target
 from ..frame import Frame
 from ..geometry import back_project, project, transform_points, visible
+from .changes import COLOUR_CHANGE, NEIGHBOURS, crowded, disagreement, in_image, neighbour_keys, seen_through
+from .cubes import Cube
 from .surface import depth_normals
+from .watch import Change, Watch
 
 _HALF = 1 << 20  # voxel coordinates are packed as three unsigned 21-bit integers
 _MAX_HITS = 5
+_MAX_DOUBT = 3
+"""Looks in another colour, net of those in the old one, that start a voxel's means again."""
+_FADED_MASS = 1.0
+"""Feature mass that is left where something changed: the next look counts as much as all before."""
+_MAX_FEATURE_MASS = 40.0
+_SETTLED = 4
+"""Looks that make a voxel more than a stray measurement."""
 _BORDER_PX = 2
+_NO_KEYS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """What one fusion did: voxels created, seen, removed; the share of depth pixels on voxels not known before."""
+    """What one fusion did: voxels created, seen, removed; the share of depth pixels on voxels not known before.
+
+    `carved`, `recoloured`: sorted keys of the voxels that were seen through and forgotten, that started again.
+    """
 
     created: int
     seen: int
     removed: int
     unseen_fraction: float
+    carved: np.ndarray = field(default_factory=lambda: _NO_KEYS)
+    recoloured: np.ndarray = field(default_factory=lambda: _NO_KEYS)
 
 
 def voxel_keys(points: np.ndarray, voxel_size_m: float) -> np.ndarray:
@@ -43,22 +61,33 @@ def voxel_keys(points: np.ndarray, voxel_size_m: float) -> np.ndarray:
     return (cell[:, 0] << 42) | (cell[:, 1] << 21) | cell[:, 2]
 
 
+def voxel_centres(keys: np.ndarray, voxel_size_m: float) -> np.ndarray:
+    """Centres [N, 3] float64 of the voxels with packed keys [N]."""
+    mask = (1 << 21) - 1
+    cell = np.stack([keys >> 42, (keys >> 21) & mask, keys & mask], 1) - _HALF
+    return np.asarray((cell + 0.5) * voxel_size_m)
+
+
 class PointMap:
     """Voxels in rows of growing arrays; freed rows are reused. Not thread-safe: the engine's thread owns it."""
 
-    def __init__(self, config: MemoryConfig, feature_dim: int):
-        self.config, self.feature_dim = config, feature_dim
+    def __init__(self, config: MemoryConfig, feature_dim: int, cube: Cube | None = None):
+        self.config, self.feature_dim, self.cube = config, feature_dim, cube
         self.keys = np.zeros(0, np.int64)  # sorted, with _rows beside it
         self._rows = np.zeros(0, np.int64)
         self._allocate(4096)
         self._free = np.arange(4096)
         self._live = np.zeros(4096, bool)
+        self._watch = Watch(self)
+        self._reach = 0.0
+        """How far beside it a feature may have seen something, as a share of the image's width."""
 
     def _allocate(self, rows: int) -> None:
         self.points = np.zeros((rows, 3), np.float32)
         self.normals = np.zeros((rows, 3), np.float32)
         self.rgb = np.zeros((rows, 3), np.float32)
         self.hits = np.zeros(rows, np.int8)
+        self.doubt = np.zeros(rows, np.int8)
         self.mass = np.zeros(rows, np.float32)
         self.observations = np.zeros(rows, np.int32)
         self.last_seen_s = np.zeros(rows, np.float64)
@@ -68,7 +97,7 @@ class PointMap:
 
     _ARRAYS = (
         "points", "normals", "rgb", "hits", "mass", "observations", "last_seen_s", "created_step", "features",
-        "feature_mass",
+        "feature_mass", "doubt",
     )  # fmt: skip
 
     def __len__(self) -> int:
@@ -87,11 +116,15 @@ class PointMap:
     @property
     def max_bytes(self) -> int:
         """Bytes at `max_voxels`."""
-        return self.config.max_voxels * (3 * 12 + 1 + 4 + 4 + 8 + 8 + 2 * self.feature_dim + 4 + 17)
+        return self.config.max_voxels * (3 * 12 + 2 + 4 + 4 + 8 + 8 + 2 * self.feature_dim + 4 + 17)
 
     def find(self, points: np.ndarray) -> np.ndarray:
         """Rows [N] of the voxels that hold points [N, 3]; -1 where there is none."""
         keys = voxel_keys(points, self.config.voxel_size_m)
+        return self._find(keys)
+
+    def rows_of(self, keys: np.ndarray) -> np.ndarray:
+        """Rows [N] of the voxels with packed keys [N]; -1 where there is none."""
         return self._find(keys)
 
     def _find(self, keys: np.ndarray) -> np.ndarray:
@@ -100,22 +133,43 @@ class PointMap:
         at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return np.where(self.keys[at] == keys, self._rows[at], -1)
 
+    def settled(self, rows: np.ndarray) -> np.ndarray:
+        """[N] bool: which rows [N] (still) hold a voxel that several looks have confirmed."""
+        return self._live[rows] & (self.observations[rows] >= _SETTLED)
+
     def unseen_fraction(self, frame: Frame, sample: int = 2000) -> float:
         """Share of a frame's depth pixels that fall on no voxel and no neighbour of one (about `sample` pixels)."""
-        pixels = np.flatnonzero(frame.depth_m.reshape(-1) > 0)
-        pixels = pixels[:: max(1, len(pixels) // sample)]
+        measured, rows = self.lattice(frame, max(1, int(np.sqrt(frame.depth_m.size / sample))))
+        return float(np.mean(rows[measured] < 0)) if measured.any() else 0.0
+
+    def lattice(self, frame: Frame, stride: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of every `stride`-th pixel of every `stride`-th row: whether it has depth (in the map's own space), and the
+        row of the voxel that its point lies in or beside, -1 where there is none: [h, w] bool, [h, w] int64."""
         depth = np.zeros_like(frame.depth_m)
-        depth.reshape(-1)[pixels] = frame.depth_m.reshape(-1)[pixels]
-        points, _ = back_project(frame.camera, frame.T_world_camera, depth)
-        known = np.zeros(len(points), bool)
+        depth[::stride, ::stride] = frame.depth_m[::stride, ::stride]
+        points, pixel = back_project(frame.camera, frame.T_world_camera, depth)
+        if self.cube is not None:
+            mine = self.cube.owns(points, self.config.voxel_size_m)
+            points, pixel = points[mine], pixel[mine]
+        measured, rows = np.zeros(depth.shape, bool), np.full(depth.shape, -1)
+        measured.reshape(-1)[pixel] = True
         step = self.config.voxel_size_m
         for offset in np.array([[0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]]):
-            known |= self.find(points + (offset * step).astype(np.float32)) >= 0
-        return float(1 - known.mean()) if len(known) else 0.0
+            found = self.find(points + (offset * step).astype(np.float32))
+            rows.reshape(-1)[pixel] = found
+            points, pixel = points[found < 0], pixel[found < 0]
+        return measured[::stride, ::stride], rows[::stride, ::stride]
+
+    def change(self, frame: Frame) -> Change:
+        """How a frame contradicts what is known of the place it looks at: see `Watch.change`."""
+        return self._watch.change(frame) if self.config.forget else ""
 
     def fuse(self, frame: Frame, step: int = 0) -> Fusion:
         """Add a frame's surface: create, refresh and carve voxels. `step` is remembered as the voxels' age."""
         points, pixel = back_project(frame.camera, frame.T_world_camera, frame.depth_m)
+        if self.cube is not None:
+            mine = self.cube.owns(points, self.config.voxel_size_m)
+            points, pixel = points[mine], pixel[mine]
         keys = voxel_keys(points, self.config.voxel_size_m)
         unique, inverse = np.unique(keys, return_inverse=True)
         rows = self._find(unique)
@@ -133,36 +187,41 @@ class PointMap:
         normals = depth_normals(frame.camera, frame.depth_m).reshape(-1, 3)[pixel]
         normals = transform_points(frame.T_world_camera, normals) - frame.T_world_camera[:3, 3].astype(np.float32)
         # noise grows with distance squared: near looks count for more
-        distance = np.linalg.norm(mean(points) - frame.T_world_camera[:3, 3].astype(np.float32), axis=1)
+        place, colour = mean(points), mean(frame.rgb.reshape(-1, 3)[pixel].astype(np.float32))
+        distance = np.linalg.norm(place - frame.T_world_camera[:3, 3].astype(np.float32), axis=1)
         weight = count / np.maximum(distance, 0.3) ** 2
+        recoloured = self._recolour(unique[~fresh], rows[~fresh], colour[~fresh])
         self.mass[rows] += weight
         share = (weight / np.maximum(self.mass[rows], 1e-9))[:, None]
-        self.points[rows] += (mean(points) - self.points[rows]) * share
-        self.rgb[rows] += (mean(frame.rgb.reshape(-1, 3)[pixel].astype(np.float32)) - self.rgb[rows]) * share
+        self.points[rows] += (place - self.points[rows]) * share
+        self.rgb[rows] += (colour - self.rgb[rows]) * share
         self.normals[rows] += (mean(normals) - self.normals[rows]) * share
         # old evidence fades, so that a surface which changed is not held by its past
         self.mass[rows] = np.minimum(self.mass[rows], 2000.0)
 
-        removed = self._carve(frame)
+        carved, settled = self._carve(frame)
+        self._doubt_around(frame, np.concatenate([settled, recoloured]), step)
+        removed = len(carved)
         seen = rows[self._live[rows]]
         self.observations[seen] += 1
         self.last_seen_s[seen] = frame.stamp_s
         self.hits[seen] = np.minimum(self.hits[seen] + 1, _MAX_HITS)
         if len(self) > self.config.max_voxels:
             removed += self._evict(len(self) - self.config.max_voxels, keep=rows_new)
-        return Fusion(int(fresh.sum()), len(seen), removed, unseen)
+        self._watch.fused(frame)
+        return Fusion(int(fresh.sum()), len(seen), removed, unseen, carved, recoloured)
 
     def fuse_features(self, frame: Frame, target: Target) -> int:
         """Average a frame's feature measurements into the voxels it sees; returns how many."""
-        config, rows = self.config, self._rows
-        if not len(rows):
-            return 0
+        config, rows = self.config, self.in_view(frame)
         mask, pixel = visible(
             frame.camera, frame.T_world_camera, frame.depth_m, self.points[rows],
             tolerance_m=config.visibility_tolerance_m, tolerance_relative=config.visibility_tolerance_relative,
             border_px=_BORDER_PX,
         )  # fmt: skip
         rows, pixel = rows[mask], pixel[mask]
+        wide = target.window.kernel.shape[0] * target.window.pitch_px + frame.camera.width / target.index.shape[1]
+        self._reach = min(0.1, wide / 2 / frame.camera.width)
         cell = target.cell_of_pixels(frame.camera.width, frame.camera.height).reshape(-1)[pixel]
         rows, pixel, cell = rows[cell >= 0], pixel[cell >= 0], cell[cell >= 0]
         v, u = np.divmod(pixel, frame.camera.width)
@@ -175,6 +234,8 @@ class PointMap:
             mean = self.features[rows[part]].astype(np.float32)
             mean += (target.values[cell[part]] - mean) * share[part, None]
             self.features[rows[part]] = mean
+        # a voxel that always meant one thing may mean another tomorrow
+        self.feature_mass[rows] = np.minimum(self.feature_mass[rows], _MAX_FEATURE_MASS)
         return len(rows)
 
     def _create(self, keys: np.ndarray, step: int) -> np.ndarray:
@@ -208,26 +269,83 @@ class PointMap:
         self.keys, self._rows = self.keys[~dead], self._rows[~dead]
         return len(gone)
 
-    def _carve(self, frame: Frame) -> int:
-        """Count against voxels that this frame sees through; remove those that lost."""
-        config, rows = self.config, self._rows
-        u, v, z = project(frame.camera, frame.T_world_camera, self.points[rows])
+    def other_colour(self, rows: np.ndarray, colour: np.ndarray) -> np.ndarray:
+        """[N] bool: which 8-bit colours [N, 3] are neither those of the voxels in `rows` [N] nor of one beside them (an
+        edge has those), beyond what the exposure did to all of them."""
+        if not len(rows):
+            return np.zeros(0, bool)
+        # of a few thousand, as quickly as of all
+        exposure = np.median((colour - self.rgb[rows])[:: max(1, len(rows) // 2000)], axis=0)
+        colour = colour - exposure
+        other = np.linalg.norm(colour - self.rgb[rows], axis=1) > COLOUR_CHANGE
+        at = np.flatnonzero(other)
+        near = self._find(neighbour_keys(voxel_keys(self.points[rows[at]], self.config.voxel_size_m)).reshape(-1))
+        near = near.reshape(len(NEIGHBOURS), len(at))
+        apart = np.linalg.norm(self.rgb[near] - colour[at], axis=2)
+        other[at] = np.where(near >= 0, apart, np.inf).min(0) > COLOUR_CHANGE
+        return other
+
+    def in_view(self, frame: Frame) -> np.ndarray:
+        """Rows of the living voxels that project into a frame's image, seen or hidden, in key order."""
+        return self._rows[in_image(frame, self.points[self._rows])]
+
+    def contradicted(self, frame: Frame, rows: np.ndarray) -> np.ndarray:
+        """How clearly a frame sees through the voxels in `rows` [N]: see `seen_through`."""
+        usual = disagreement(frame, self.points[rows], self.normals[rows])
+        return seen_through(self.config, frame, self.points[rows], usual)
+
+    def _carve(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+        """Count against voxels that this frame sees through, twice where it does so clearly; forget those that lost.
+
+        Returns the sorted keys of what was forgotten, and of those the ones that had been more than strays."""
+        if not self.config.forget:
+            return _NO_KEYS, _NO_KEYS
+        rows = self.in_view(frame)
+        clear = self.contradicted(frame, rows)
+        rows, clear = rows[clear > 0], clear[clear > 0]
+        self.hits[rows] -= np.where(clear > 2, 2, 1).astype(np.int8)
+        gone = np.zeros(len(self._live), bool)
+        gone[rows[self.hits[rows] < -1]] = True
+        dead = gone[self._rows]
+        carved, settled = self.keys[dead], self.observations[self._rows[dead]] >= _SETTLED
+        self._remove(dead)
+        return carved, carved[settled]
+
+    def _recolour(self, keys: np.ndarray, rows: np.ndarray, colour: np.ndarray) -> np.ndarray:
+        """Start again the means of voxels whose colours [N, 3] have kept disagreeing; returns their sorted keys."""
+        if not self.config.forget:
+            return _NO_KEYS
+        other = self.other_colour(rows, colour)
+        self.doubt[rows] = np.clip(self.doubt[rows] + np.where(other, 1, -1), 0, _MAX_DOUBT)
+        sure = np.flatnonzero(other & (self.doubt[rows] == _MAX_DOUBT))
+        sure = sure[crowded(keys[sure], 4)]  # single voxels are edges and highlights, and lines are edges
+        self.doubt[rows[sure]], self.mass[rows[sure]] = 0, 0.0
+        return keys[sure]
+
+    def _doubt_around(self, frame: Frame, keys: np.ndarray, step: int) -> None:
+        """What changed, and what is seen around it as far as a feature's window reaches, keeps its place; but its
+        features were measured on what was there before, or beside it: they fade, and the field has to learn anew."""
+        if not len(keys):
+            return
         camera = frame.camera
-        with np.errstate(invalid="ignore"):
-            inside = (z > 0) & (u >= 1) & (v >= 1) & (u < camera.width - 2) & (v < camera.height - 2)
-        column, row = np.rint(u[inside]).astype(np.int64), np.rint(v[inside]).astype(np.int64)
-        # the nearest of the 3x3 around it: silhouettes are ragged, one pixel must not carve a rim
-        d = frame.depth_m
-        nearest = np.full(len(row), np.inf, np.float32)
-        for dv in (-1, 0, 1):
-            for du in (-1, 0, 1):
-                value = d[row + dv, column + du]
-                nearest = np.minimum(nearest, np.where(value > 0, value, 0))
-        margin = 2 * np.maximum(config.visibility_tolerance_m, config.visibility_tolerance_relative * z[inside])
-        through = nearest > z[inside] + margin
-        against = rows[inside][through]
-        self.hits[against] -= 1
-        return self._remove(np.asarray(self.hits[self._rows] < -1))
+        u, v, z = project(camera, frame.T_world_camera, voxel_centres(keys, self.config.voxel_size_m))
+        near = np.concatenate([keys, np.unique(neighbour_keys(keys))])
+        rows = self._find(near)
+        seen = np.flatnonzero((z > 0) & (u >= 0) & (v >= 0) & (u < camera.width - 1) & (v < camera.height - 1))
+        image = np.zeros((camera.height, camera.width), np.uint8)
+        image[np.rint(v[seen]).astype(int), np.rint(u[seen]).astype(int)] = 1
+        reach = 2 * int(np.ceil(self._reach * camera.width)) + 1
+        touched = cv2.dilate(image, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))) > 0
+        around = self.in_view(frame)
+        mask, pixel = visible(
+            camera, frame.T_world_camera, frame.depth_m, self.points[around],
+            tolerance_m=self.config.visibility_tolerance_m,
+            tolerance_relative=self.config.visibility_tolerance_relative,
+        )  # fmt: skip
+        around = around[mask]
+        rows = np.concatenate([rows[rows >= 0], around[touched.reshape(-1)[pixel[mask]]]])
+        self.feature_mass[rows] = np.minimum(self.feature_mass[rows], _FADED_MASS)
+        self.created_step[rows] = step
 
     def _evict(self, n: int, keep: np.ndarray) -> int:
         """Forget the n least recently seen voxels."""
@@ -265,7 +383,8 @@ class PointMap:
         size = max(n, 4096)
         self._allocate(size)
         for name in self._ARRAYS:
-            getattr(self, name)[:n] = state[name]
+            if name in state:  # maps saved before there was doubt have none
+                getattr(self, name)[:n] = state[name]
         self.keys, self._rows = state["keys"].astype(np.int64), np.arange(n)
         self._live = np.arange(size) < n
         self._free = np.arange(n, size)

@@ -17,13 +17,23 @@ from ..config import MemoryConfig
 from ..encoders.base import Target, Window
 from ..frame import Frame
 from ..geometry import Camera
+from .draws import kept, on_device
 from .keyframes import Keyframe
 from .surface import depth_normals
 
+try:
+    from . import rays_cpu
+except (ImportError, RuntimeError):  # an accelerator, not a need; RuntimeError: nowhere to keep its cache
+    rays_cpu = None  # type: ignore[assignment]
+
 NEIGHBOUR_REACH = 3
 """Blocks between neighbours and the middle of them, at most."""
+HELD_OUT = 16
+"""Of so many feature measurements one can be kept from training, to judge what was learnt."""
 COLOUR_SCALE = 40.0
 """A difference of 8-bit colours that makes an edge."""
+FORGOTTEN = -1.0
+"""The depth of a record that is not to be used any more; 0 is a pixel whose depth the sensor could not tell."""
 BEND_SCALE = 0.03
 """A relative deviation from the plane through two pixels, midway between them, that makes an edge."""
 
@@ -46,6 +56,15 @@ class RayBatch:
     rgb: torch.Tensor
     incidence: torch.Tensor
     slots: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ColourBatch:
+    """R rays of known colour and unknown depth: origins, directions [R, 3] as in RayBatch; rgb [R, 3] in [0, 1]."""
+
+    origins: torch.Tensor
+    directions: torch.Tensor
+    rgb: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -116,6 +135,8 @@ class Replay:
         self.order: list[int] = []
         """Occupied slots, oldest first."""
         self.with_features: list[int] = []
+        self.with_holes: list[int] = []
+        """Slots with records without depth."""
         self.window: Window | None = None
         self._kernel_cdf = torch.ones(1, device=device_)
 
@@ -153,6 +174,10 @@ class Replay:
         self.camera[slot] = torch.tensor([camera.fx, camera.fy, camera.cx, camera.cy], device=self.device)
         self.set_pose(slot, frame.T_world_camera)
         self.cell_row[slot] = -1
+        if slot in self.with_holes:
+            self.with_holes.remove(slot)
+        if (depth == 0).any():
+            self.with_holes.append(slot)
         if slot in self.order:
             self.order.remove(slot)
         if slot in self.with_features:
@@ -199,15 +224,23 @@ class Replay:
         device, reach = self.device, NEIGHBOUR_REACH
         slots = self._pick_slots(self.order, n, 0.0, generator)
         draw = torch.rand(4, n, generator=generator, device=device)
+        if rays_cpu is not None and device.type == "cpu":
+            return NeighbourBatch(
+                *rays_cpu.neighbour_pairs(
+                    slots, draw, (self.grid_h, self.grid_w), reach, (COLOUR_SCALE, BEND_SCALE), self.width, self.depth,
+                    self.rgb, self.pixel, self.camera, self.pose,
+                )
+            )
         row, column = (draw[0] * self.grid_h).long(), (draw[1] * self.grid_w).long()
         down, right = ((d * (2 * reach + 1)).long() - reach for d in draw[2:])
         inside = (row >= down.abs()) & (row + down.abs() < self.grid_h)
         inside &= (column >= right.abs()) & (column + right.abs() < self.grid_w)
+        inside = kept(inside)
         slots, row, column, down, right = (x[inside] for x in (slots, row, column, down, right))
         a = (row - down) * self.grid_w + column - right
         b = (row + down) * self.grid_w + column + right
         z_a, z_b, middle = (self.depth[slots, r] for r in (a, b, row * self.grid_w + column))
-        keep = torch.nonzero((z_a > 0) & (z_b > 0) & (middle > 0)).squeeze(1)
+        keep = kept((z_a > 0) & (z_b > 0) & (middle > 0))
         slots, a, b, z_a, z_b, middle = (x[keep] for x in (slots, a, b, z_a, z_b, middle))
         colour = (self.rgb[slots, a].float() - self.rgb[slots, b].float()).norm(dim=-1) / COLOUR_SCALE
         bend = middle * (1 / z_a + 1 / z_b - 2 / middle).abs() / BEND_SCALE
@@ -215,7 +248,7 @@ class Replay:
         for record, depth in ((a, z_a), (b, z_b)):
             origins, directions, _ = self._world_rays(slots, self.pixel[slots, record])
             points.append(origins + directions * depth[:, None])
-        return NeighbourBatch(points[0], points[1], torch.exp(-colour.square() - bend.square()))
+        return NeighbourBatch(points[0], points[1], torch.exp(-colour.square() - bend.square()).nan_to_num(0.0))
 
     def frame(self, slot: int, keyframe: Keyframe) -> tuple[Frame, Target | None]:
         """What is still known of a slot's frame: an image with a pixel for each record, and its feature measurements.
@@ -231,7 +264,7 @@ class Replay:
             ),
             keyframe.T_world_camera,
             self.rgb[slot].cpu().numpy().reshape(*shape, 3),
-            self.depth[slot].cpu().numpy().reshape(shape),
+            self.depth[slot].clamp_min(0).cpu().numpy().reshape(shape),
             camera_name=keyframe.camera_name,
         )  # fmt: skip
         if slot not in self.with_features or self.window is None:
@@ -246,13 +279,24 @@ class Replay:
         lowest, highest = (torch.tensor(c, dtype=torch.float32, device=self.device) for c in (low, high))
         count = 0
         for slot in self.order:
-            slots = torch.full((self.records,), slot, device=self.device)
-            origins, directions, _ = self._world_rays(slots, self.pixel[slot])
-            points = origins + directions * self.depth[slot, :, None]
+            points = self._points(slot)
             inside = ((points >= lowest) & (points <= highest)).all(1) & (self.depth[slot] > 0)
-            self.depth[slot, inside] = 0
+            self.depth[slot, inside] = FORGOTTEN
             count += int(inside.sum())
         return count
+
+    def keep_inside(self, slot: int, low: np.ndarray, high: np.ndarray) -> None:
+        """Of a slot, forget the records whose points lie outside an axis-aligned box [3], [3]. O(records)."""
+        lowest, highest = (torch.tensor(c, dtype=torch.float32, device=self.device) for c in (low, high))
+        points = self._points(slot)
+        outside = ((points < lowest) | (points > highest)).any(1) & (self.depth[slot] > 0)
+        self.depth[slot, outside] = FORGOTTEN
+
+    def _points(self, slot: int) -> torch.Tensor:
+        """World points [records, 3] of a slot; of records without depth they mean nothing."""
+        slots = torch.full((self.records,), slot, device=self.device)
+        origins, directions, _ = self._world_rays(slots, self.pixel[slot])
+        return origins + directions * self.depth[slot, :, None]
 
     _TENSORS = (
         "pixel", "depth", "rgb", "incidence", "camera", "pose", "values", "cell_row", "confidence", "grid_shape",
@@ -271,6 +315,7 @@ class Replay:
         for name in self._TENSORS:
             getattr(self, name)[slots] = state[name].to(self.device)
         self.order, self.with_features = list(order), list(with_features)
+        self.with_holes = [slot for slot in self.order if bool((self.depth[slot] == 0).any())]
         if window is not None:
             self._use_window(window)
 
@@ -284,7 +329,7 @@ class Replay:
         self, candidates: list[int], n: int, recent_fraction: float, generator: torch.Generator
     ) -> torch.Tensor:
         """Slots [n]: `recent_fraction` from the newest eighth, the rest from all."""
-        table = torch.tensor(candidates, device=self.device)
+        table = on_device(tuple(candidates), self.device)
         recent = max(1, len(candidates) // 8)
         pick = torch.randint(len(candidates), (n,), generator=generator, device=self.device)
         cut = int(n * recent_fraction) if len(candidates) > 8 else 0
@@ -296,7 +341,7 @@ class Replay:
         slots = self._pick_slots(self.order, n, recent_fraction, generator)
         record = torch.randint(self.records, (n,), generator=generator, device=self.device)
         depth = self.depth[slots, record]
-        keep = torch.nonzero(depth > 0).squeeze(1)
+        keep = kept(depth > 0)
         slots, record, depth = slots[keep], record[keep], depth[keep]
         origins, directions, norms = self._world_rays(slots, self.pixel[slots, record])
         return RayBatch(
@@ -306,7 +351,22 @@ class Replay:
             slots,
         )
 
+    def rays_without_depth(self, n: int, generator: torch.Generator) -> ColourBatch:
+        """A random batch of at most n rays whose depth is not known; fewer where there are few. Free without any."""
+        if not self.with_holes or n == 0:
+            none = torch.zeros(0, 3, device=self.device)
+            return ColourBatch(none, none, none)
+        draws = 4 * n
+        slots = self._pick_slots(self.with_holes, draws, 0.0, generator)
+        record = torch.randint(self.records, (draws,), generator=generator, device=self.device)
+        keep = kept(self.depth[slots, record] == 0)[:n]
+        slots, record = slots[keep], record[keep]
+        origins, directions, _ = self._world_rays(slots, self.pixel[slots, record])
+        return ColourBatch(origins, directions, self.rgb[slots, record].float() / 255)
+
     def _world_rays(self, slots: torch.Tensor, pixel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if rays_cpu is not None and not pixel.is_cuda:
+            return rays_cpu.world_rays(slots, pixel, self.width, self.camera, self.pose)
         v = torch.div(pixel, self.width, rounding_mode="floor")
         u = pixel - v * self.width
         camera, pose = self.camera[slots], self.pose[slots]
@@ -317,18 +377,26 @@ class Replay:
 
     def patches(
         self, n: int, window_rays: int, through_window: bool, recent_fraction: float, generator: torch.Generator,
-        window_scale: float = 1.0,
+        window_scale: float = 1.0, held_out: bool | None = None,
     ) -> PatchBatch | None:
         """A random batch of at most n feature measurements with `window_rays` surface points each, None if there are
-        no measurements yet. With `through_window` False every point lies at the measurement's centre."""
+        no measurements yet. With `through_window` False every point lies at the measurement's centre.
+
+        Args:
+            window_scale: size of the window, of what it was declared. held_out: only measurements of the share that is
+                kept from training (True), or only of the rest (False).
+        """
         if not self.with_features or self.window is None:
             return None
         device, k = self.device, window_rays
         slots = self._pick_slots(self.with_features, n, recent_fraction, generator)
         shape = self.grid_shape[slots]
         cell = (torch.rand(n, generator=generator, device=device) * (shape[:, 0] * shape[:, 1])).long()
-        row = self.cell_row[slots, cell]
-        keep = torch.nonzero(row >= 0).squeeze(1)
+        if held_out is not None:
+            apart = (cell + 5 * slots) % HELD_OUT
+            cell = cell - apart if held_out else torch.where(apart > 0, cell, -1)
+        row = torch.where(cell >= 0, self.cell_row[slots, cell.clamp_min(0)], -1)
+        keep = kept(row >= 0)
         slots, shape, cell, row = slots[keep], shape[keep], cell[keep], row[keep].long()
         i, j = torch.div(cell, shape[:, 1], rounding_mode="floor"), cell % shape[:, 1]
         cell_w, cell_h = self.width / shape[:, 1], self.height / shape[:, 0]
@@ -345,15 +413,19 @@ class Replay:
             du = (at % edge - edge // 2 + jitter[1]) * pitch
         else:
             dv, du = jitter[0] * cell_h[:, None], jitter[1] * cell_w[:, None]
-        u = (centre_u[:, None] + du).round().long()
-        v = (centre_v[:, None] + dv).round().long()
+        u, v = centre_u[:, None] + du, centre_v[:, None] + dv
+        values, confidence = self.values[slots, row].float(), self.confidence[slots, row] * (row >= 0)
+        if rays_cpu is not None and device.type == "cpu":
+            points, directions, usable = rays_cpu.window_points(
+                slots, u, v, self.width, self.height, self.stride, self.grid_w, self.depth, self.pixel, self.camera,
+                self.pose,
+            )  # fmt: skip
+            return PatchBatch(points, directions, usable, values, confidence)
+        u, v = u.round().long(), v.round().long()
         inside = (u >= 0) & (v >= 0) & (u < self.width) & (v < self.height)
         record = (v.clamp(0, self.height - 1) // self.stride) * self.grid_w + u.clamp(0, self.width - 1) // self.stride
         slot_k = slots[:, None].expand(-1, k)
         depth = self.depth[slot_k, record]
         origins, directions, _ = self._world_rays(slot_k.reshape(-1), self.pixel[slot_k, record].reshape(-1))
         points = origins + directions * depth.reshape(-1, 1)
-        return PatchBatch(
-            points.view(p, k, 3), directions.view(p, k, 3), inside & (depth > 0),
-            self.values[slots, row].float(), self.confidence[slots, row],
-        )
+        return PatchBatch(points.view(p, k, 3), directions.view(p, k, 3), inside & (depth > 0), values, confidence)

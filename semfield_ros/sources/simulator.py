@@ -108,9 +108,12 @@ class TruthObject:
 
 
 class Simulator:
-    """A source of Frames: iterate it for the recording, or `render` any view."""
+    """A source of Frames: iterate it for the recording, or `render` any view.
 
-    def __init__(self, config: SimulatorConfig | None = None):
+    With `objects`, those stand on the table instead of what the seed would place there.
+    """
+
+    def __init__(self, config: SimulatorConfig | None = None, objects: tuple[Placed, ...] | None = None):
         self.config = config = config or SimulatorConfig()
         scene_seed, look_seed, self._path_seed, self._noise_seed = np.random.SeedSequence(config.seed).spawn(4)
         rng = np.random.default_rng(scene_seed)
@@ -118,7 +121,7 @@ class Simulator:
         self.name = f"simulator:{config.seed}"
         self.rate_hz = config.rate_hz
         self.class_names: tuple[str, ...] = CLASS_NAMES
-        self.scene: Scene = compile_scene(place_objects(rng, count, config.gap_m))
+        self.scene: Scene = compile_scene(place_objects(rng, count, config.gap_m) if objects is None else objects)
         self.caster = Caster(self.scene)
         self.shader = Shader(self.caster, Look.from_seed(np.random.default_rng(look_seed)))
         focal = 0.5 * config.width / float(np.tan(np.radians(config.horizontal_fov_deg) / 2))
