@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
+from .mlp import Mlp
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class HeadConfig:
             heads only).
         loss: l2 | l1 to a target, or cosine_sqrt (sqrt(1 - cos), robust to wrong views). weight: of the loss.
         detach_grid: keep this head's gradients out of the grid it reads.
+        shapes_geometry: where it is composited, its loss moves the weights and the geometry grid too.
     """
 
     name: str
@@ -47,6 +49,7 @@ class HeadConfig:
     loss: Literal["l1", "l2", "cosine_sqrt"] = "l2"
     weight: float = 1.0
     detach_grid: bool = False
+    shapes_geometry: bool = False
 
     def __post_init__(self) -> None:
         if self.out_dim < 1 or self.layers < 0:
@@ -79,7 +82,9 @@ def spherical_harmonics(directions: torch.Tensor) -> torch.Tensor:
 class Head(nn.Module):
     """The trainable part of a head."""
 
-    def __init__(self, config: HeadConfig, grid_width: int, hidden: int):
+    def __init__(
+        self, config: HeadConfig, grid_width: int, hidden: int, backend: str = "auto", precision: str = "float32"
+    ):
         super().__init__()
         self.config = config
         width = grid_width + (9 if config.direction else 0)
@@ -87,7 +92,7 @@ class Head(nn.Module):
         for _ in range(config.layers):
             layers += [nn.Linear(width, hidden), nn.ReLU(inplace=True)]
             width = hidden
-        self.trunk = nn.Sequential(*layers)
+        self.trunk = Mlp(*layers, backend=backend, precision=precision)
         self.last = nn.Linear(width, config.out_dim)
 
     def hidden(self, encoded: torch.Tensor, directions: torch.Tensor | None) -> torch.Tensor:

@@ -9,6 +9,8 @@ from ..config import FieldConfig
 from ..errors import ConfigError
 from .hash_grid import HashGrid
 from .heads import Head, HeadConfig
+from .mlp import Mlp
+from .proposal import Proposals
 from .workspace import SPAN, Workspace
 
 
@@ -30,18 +32,25 @@ class Field(nn.Module):
             torch.manual_seed(config.seed)
             self.grids = nn.ModuleDict(
                 {
-                    "geometry": HashGrid(config.geometry_grid, SPAN, generator),
-                    "feature": HashGrid(config.feature_grid, SPAN, generator),
+                    "geometry": HashGrid(config.geometry_grid, SPAN, generator, config.backend),
+                    "feature": HashGrid(config.feature_grid, SPAN, generator, config.backend),
                 }
             )
-            self.sdf = nn.Sequential(
+            self.sdf = Mlp(
                 nn.Linear(self.grid("geometry").width, config.hidden),
                 nn.ReLU(inplace=True),
                 nn.Linear(config.hidden, 1),
+                backend=config.backend,
+                precision=config.precision,
             )
             self.heads = nn.ModuleDict(
-                {head.name: Head(head, self.grid(head.grid).width, config.hidden) for head in heads}
+                {
+                    head.name: Head(head, self.grid(head.grid).width, config.hidden, config.backend, config.precision)
+                    for head in heads
+                }
             )
+        self.proposals: Proposals | None = None
+        """Where to look along rays without depth; there once any have been trained on."""
 
     def grid(self, name: str) -> HashGrid:
         """The hash grid of that name."""
@@ -66,3 +75,30 @@ class Field(nn.Module):
         """Signed distance [N] in metres (positive in front of surfaces), meaningful within the truncation band."""
         distance: torch.Tensor = self.sdf(encoded).squeeze(-1)
         return distance * self.config.truncation_m
+
+    def distance_at(self, points_world: torch.Tensor) -> torch.Tensor:
+        """`distance` [N] at points [N, 3]. No gradients; on GPUs one kernel, in which the encoding never leaves."""
+        if not self.sdf.fused(points_world.device.type):
+            with torch.no_grad():
+                return self.distance(self.encode("geometry", points_world))
+        distance = self.sdf.of_grid(self.grid("geometry"), self.workspace.to_unit(points_world)).squeeze(-1)
+        return distance * self.config.truncation_m
+
+    def traced(
+        self, origins: torch.Tensor, directions: torch.Tensor, near_m: float, far_m: float, max_steps: int
+    ) -> torch.Tensor | None:
+        """What `render.trace` gives, where one kernel does it all; else None."""
+        grid = self.grid("geometry")
+        if not self.sdf.fused(origins.device.type) or not grid.by_triton():
+            return None
+        from .trace_triton import trace
+
+        return trace(
+            origins, directions, grid.table, grid.layout, self.sdf.linears(), self.workspace.centre_m,
+            self.workspace.extent_m, self.config.truncation_m, near_m, far_m, max_steps, self.config.precision,
+        )  # fmt: skip
+
+    def trunk_at(self, name: str, points_world: torch.Tensor) -> torch.Tensor:
+        """What the trunk of a head without viewing directions gives, [N, hidden] at points [N, 3]; as `distance_at`."""
+        head = self.head(name)
+        return head.trunk.of_grid(self.grid(head.config.grid), self.workspace.to_unit(points_world))

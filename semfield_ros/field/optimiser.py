@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .hash_grid import HashGrid, kernels
+from .hash_grid import HashGrid, adam_reference
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-15
 
@@ -31,19 +31,10 @@ class GridAdam:
         self.steps += 1
         correction1 = 1 / (1 - BETA1**self.steps)
         correction2 = 1 / (1 - BETA2**self.steps)
-        if not table.is_cuda and kernels is not None and self.grid.backend != "torch":
-            kernels.adam_touched(
-                table.numpy(), grad.numpy(), self.mean.numpy(), self.square.numpy(),
-                (rate, BETA1, BETA2, EPSILON, correction1, correction2),
-            )
-            return
-        touched = (grad != 0).any(-1, keepdim=True)
-        mean = torch.where(touched, self.mean * BETA1 + grad * (1 - BETA1), self.mean)
-        square = torch.where(touched, self.square * BETA2 + grad * grad * (1 - BETA2), self.square)
-        update = (mean * correction1) / ((square * correction2).sqrt() + EPSILON)
-        table.sub_(torch.where(touched, rate * update, 0))
-        self.mean, self.square = mean, square
-        grad.zero_()
+        numbers = (rate, BETA1, BETA2, EPSILON, correction1, correction2)
+        kernels = self.grid.kernels()
+        adam = adam_reference if kernels is None else kernels.adam_touched
+        adam(table, grad, self.mean, self.square, numbers)
 
     def state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint needs to resume."""

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
+from .composite import composite
 from .model import Field
+from .volume import median_depth
+
+SOLID = 0.5
+"""Below this accumulation a zero crossing is no surface that depth taught: those swing through the whole band."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,9 @@ def trace(
 
     Costs O(active rays) a step; rays leave as they hit.
     """
+    traced = field.traced(origins, directions, near_m, far_m, max_steps)
+    if traced is not None:
+        return traced
     n, device = len(origins), origins.device
     norms = directions.norm(dim=-1)
     truncation = field.config.truncation_m
@@ -65,7 +73,7 @@ def trace(
             if not len(active):
                 break
             points = origins[active] + directions[active] * z[active, None]
-            d = field.distance(field.encode("geometry", points))
+            d = field.distance_at(points)
             crossed = d <= 0
             at = active[crossed]
             share = d_before[at] / (d_before[at] - d[crossed]).clamp_min(1e-9)
@@ -112,8 +120,10 @@ def _render_chunk(
     n = len(origins)
     depth, accumulation, entropy = (torch.zeros(n, device=origins.device) for _ in range(3))
     outputs = {name: torch.zeros(n, field.head(name).config.out_dim, device=origins.device) for name in heads}
+    image = Rendering(depth, accumulation, entropy, outputs)
     if not len(rows):
-        return Rendering(depth, accumulation, entropy, outputs)
+        _render_volume(field, origins, directions, heads, far_m, image)
+        return image
     o, d = origins[rows], directions[rows]
     truncation = field.config.truncation_m
     spread = torch.linspace(-0.5, 0.5, samples, device=o.device) * truncation
@@ -133,4 +143,31 @@ def _render_chunk(
             encoded[grid] = field.encode(grid, points)
         per_sample = head.hidden(encoded[grid], d.repeat_interleave(samples, 0))
         outputs[name][rows] = head.finish((per_sample.view(len(rows), samples, -1) * share[..., None]).sum(1))
-    return Rendering(depth, accumulation, entropy, outputs)
+    _render_volume(field, origins, directions, heads, far_m, image)
+    return image
+
+
+def _render_volume(
+    field: Field, origins: torch.Tensor, directions: torch.Tensor, heads: tuple[str, ...], far_m: float,
+    image: Rendering,
+) -> None:  # fmt: skip
+    """Fill the rows of an image in which no surface was met, or nothing solid, with what colour alone has taught.
+
+    Depth is the median's where it is half opaque before `far_m`; what lies beyond has a colour and no depth.
+    """
+    if field.proposals is None:
+        return
+    rows = torch.nonzero(image.accumulation < SOLID).squeeze(1)
+    if not len(rows):
+        return
+    norms = directions[rows].norm(dim=-1, keepdim=True)
+    o, d = origins[rows], directions[rows] / norms
+    out = composite(field, o, d, field.proposals.sample(o, d), heads)
+    total = out.weights.sum(1)
+    z = median_depth(out.weights, out.middle_m) / norms.squeeze(1)
+    image.depth[rows] = torch.where((total > 0.5) & (z < far_m), z, 0)
+    image.accumulation[rows] = total
+    share = out.weights / total.clamp_min(1e-6)[:, None]
+    image.entropy[rows] = -(share * (share + 1e-10).log()).sum(1)
+    for name in heads:
+        image.outputs[name][rows] = out.outputs[name]

@@ -7,18 +7,35 @@ therefore never waits for geometry to converge and never bends it.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from ..config import TrainConfig
 from ..memory.replay import NeighbourBatch, PatchBatch, RayBatch, Replay
+from .hash_grid import choose_backend
 from .heads import head_loss
 from .model import Field
 from .optimiser import GridAdam
+from .photometric import Photometric
+from .window import WindowFit, patch_shape
 
-SMOOTH_FROM_STEP = 200
+try:
+    from . import fused_cpu as fused
+except (ImportError, RuntimeError):  # an accelerator, not a need; RuntimeError: nowhere to keep its cache
+    fused = None  # type: ignore[assignment]
+
+NEAR_M = 0.05
+"""Rays start here: nothing nearer to a camera is mapped."""
+SMOOTH_FROM_STEP = 300
 """The smoothness prior has its full weight from here on."""
+
+
+def warm_up() -> None:
+    """Compile the CPU kernels (seconds the first time on a machine, then from numba's cache); nothing without numba."""
+    if fused is not None:
+        fused.compile_kernels()
 
 
 @dataclass(frozen=True)
@@ -61,28 +78,23 @@ class Trainer:
         tables = {id(grid.table) for grid in (field.grid(name) for name in field.grids)}
         dense = [p for p in field.parameters() if id(p) not in tables]
         self.dense = torch.optim.Adam(dense, lr=config.learning_rate, betas=(0.9, 0.99), eps=1e-15, fused=True)
+        self.window = WindowFit(config.window_scale, config.seed)
         self.steps = 0
+        self.photometric: Photometric | None = None
 
     def step(self, replay: Replay) -> StepReport:
         """One step on random rays and patches of the replay. O(rays x samples), whatever the map's size."""
+        with fused.undisturbed() if self._fuses("geometry") else nullcontext():
+            return self._step(replay)
+
+    def _step(self, replay: Replay) -> StepReport:
         config = self.config
         rays = replay.rays(config.rays, config.recent_fraction, self.generator)
         losses, samples = self._ray_losses(rays)
-        patches = None
-        if "language" in self.field.heads:
-            patches = replay.patches(
-                config.feature_patches, config.window_rays, config.through_window, config.recent_fraction,
-                self.generator, config.window_scale,
-            )
-        if patches is not None and len(patches.values):
-            losses["language"] = self._patch_loss(patches)
-            samples += patches.valid.numel()
-            if config.smoothness > 0:
-                pairs = replay.neighbours(config.smooth_pairs, self.generator)
-                # first something to be smooth: at once, everything would mean the same
-                ramp = min(1.0, self.steps / SMOOTH_FROM_STEP)
-                losses["smooth"] = config.smoothness * ramp * self._smooth_loss(pairs)
-                samples += 2 * len(pairs.weight)
+        samples += self._depthless(replay, losses)
+        more, count = self._language_losses(replay)
+        losses |= more
+        samples += count
         if losses:
             total = torch.stack(list(losses.values())).sum()
             self.dense.zero_grad(set_to_none=True)
@@ -91,6 +103,8 @@ class Trainer:
             self.dense.step()
             for optimiser in self.grids.values():
                 optimiser.step(rate)
+            if "photometric" in losses and self.photometric is not None:
+                self.photometric.step(rate)
         self.steps += 1
         return StepReport({k: v.detach() for k, v in losses.items()}, samples, len(rays.depth_m))
 
@@ -99,6 +113,9 @@ class Trainer:
         state = {f"{name}.{k}": v for name, grid in self.grids.items() for k, v in grid.state().items()}
         for i, p in enumerate(self.dense.param_groups[0]["params"]):
             state |= {f"dense.{i}.{k}": v for k, v in self.dense.state.get(p, {}).items()}
+        if self.photometric is not None:
+            state |= {f"photometric.{k}": v for k, v in self.photometric.state().items()}
+        state |= {f"window.{k}": v for k, v in self.window.state().items()}
         return state
 
     def load(self, state: dict[str, torch.Tensor], steps: int) -> None:
@@ -109,56 +126,119 @@ class Trainer:
             keys = ("step", "exp_avg", "exp_avg_sq")
             if f"dense.{i}.step" in state:
                 self.dense.state[p] = {k: state[f"dense.{i}.{k}"].to(p.device).clone() for k in keys}
+        mine = {k.removeprefix("photometric."): v for k, v in state.items() if k.startswith("photometric.")}
+        if mine:
+            self.without_depth().load(mine)
+        if "window.size" in state:
+            self.window.load({k.removeprefix("window."): v for k, v in state.items() if k.startswith("window.")})
         self.steps = steps
+
+    def without_depth(self) -> Photometric:
+        """What learns from rays without depth, made when there are any."""
+        if self.photometric is None:
+            self.photometric = Photometric(self.field, self.config)
+            if self.steps == 0:
+                self.photometric.clear_space()
+        return self.photometric
+
+    def _depthless(self, replay: Replay, losses: dict[str, torch.Tensor]) -> int:
+        """Add the losses of rays without depth; returns the samples they took."""
+        if self.steps % self.config.depthless_period or "rgb" not in self.field.heads:
+            return 0
+        batch = replay.rays_without_depth(self.config.depthless_rays, self.generator)
+        if not len(batch.rgb):
+            return 0
+        more, samples = self.without_depth().losses(batch, self.generator)
+        losses |= more
+        return samples
 
     def _ray_losses(self, batch: RayBatch) -> tuple[dict[str, torch.Tensor], int]:
         n = len(batch.depth_m)
         if n == 0:
             return {}, 0
-        config, field = self.config, self.field
+        field, free, samples = self.field, self.config.free_samples, self.config.surface_samples
+        # the sample just before or just behind the surface, in turn, so that colour is not learnt off to one side
+        ray = torch.arange(n, device=batch.depth_m.device)
+        nearest = ray * (free + samples) + free + samples // 2 - ray % min(2, samples)
+        heads = [head for head in map(field.head, field.heads) if head.config.grid == "geometry"]
+        if self._fuses("geometry") and fused.fuses_rays(field):
+            encoded, target = fused.guided(field, batch, free, samples, NEAR_M, self.generator)
+            head = heads[0] if heads else None
+            values = fused.ray_losses(field, head, encoded, target, free, nearest, batch.directions, batch.rgb)
+            return dict(zip(("sdf", "free", *(h.config.name for h in heads)), values)), target.numel()
         truncation = field.config.truncation_m
-        z_free, z_surface = depth_guided(
-            batch, config.free_samples, config.surface_samples, truncation, 0.05, self.generator
-        )
-        z = torch.cat([z_free, z_surface], 1)
+        z = torch.cat(depth_guided(batch, free, samples, truncation, NEAR_M, self.generator), 1)
         points = batch.origins[:, None] + batch.directions[:, None] * z[..., None]
         encoded = field.encode("geometry", points.reshape(-1, 3))
-        distance = field.distance(encoded).view(z.shape)
         along = (batch.depth_m[:, None] - z) * batch.norms[:, None]
         # a ray that grazes a surface overstates the distance to it by 1 / cos(incidence)
-        target = (along * batch.incidence[:, None]).clamp(-truncation, truncation)
-        target[:, : config.free_samples] = truncation
-        error = (distance - target).abs() / truncation
-        losses = {
-            "sdf": 5 * error[:, config.free_samples :].mean(),
-            "free": error[:, : config.free_samples].mean() if config.free_samples else distance.new_zeros(()),
-        }
-        encoded = encoded.view(n, z.shape[1], -1)
-        # the sample just before or just behind the surface, in turn, so that colour is not learnt off to one side
-        side = torch.arange(n, device=z.device) % min(2, config.surface_samples)
-        nearest = encoded[torch.arange(n, device=z.device), config.free_samples + config.surface_samples // 2 - side]
-        for name in field.heads:
-            head = field.head(name)
-            if head.config.grid == "geometry":
-                values = head.hidden(nearest, batch.directions)
-                losses[name] = head_loss(head.config, head.finish(values), batch.rgb)
+        target = (along * (batch.incidence[:, None] / truncation)).clamp(-1, 1)
+        target[:, :free] = 1
+        error = (field.distance(encoded).view(z.shape) / truncation - target).abs()
+        losses = {"sdf": 5 * error[:, free:].mean(), "free": error[:, :free].mean() if free else error.new_zeros(())}
+        for head in heads:
+            hidden = head.hidden(encoded[nearest], batch.directions)
+            losses[head.config.name] = head_loss(head.config, head.finish(hidden), batch.rgb)
         return losses, z.numel()
 
-    def _smooth_loss(self, pairs: NeighbourBatch) -> torch.Tensor:
-        """Neighbours on one surface of one colour mean the same: what no window can tell apart is settled by them."""
-        head = self.field.head("language")
-        n = len(pairs.weight)
-        h = head.hidden(self.field.encode(head.config.grid, torch.cat([pairs.a, pairs.b])), None)
-        apart = (1 - head.cosine(h[:n], h[n:]) + 1e-3).sqrt()
-        return (apart * pairs.weight).sum() / pairs.weight.sum().clamp_min(1e-6)
+    def _language_losses(self, replay: Replay) -> tuple[dict[str, torch.Tensor], int]:
+        """Features through their windows and, with them, the prior that neighbours on one surface mean the same."""
+        config = self.config
+        if "language" not in self.field.heads:
+            return {}, 0
+        window = replay.window
+        fit = config.fit_window and config.through_window and window is not None and window.pitch_px > 0
+        if fit and self.window.due(self.steps):
+            self.window.update(self.field, replay, self.steps)
+        shape = patch_shape(replay, config.feature_patches, config.window_rays, config.through_window)
+        patches = replay.patches(
+            *shape, config.through_window, config.recent_fraction, self.generator,
+            self.window.scale, held_out=False if fit else None,
+        )  # fmt: skip
+        if patches is None or not len(patches.values):
+            return {}, 0
+        losses, samples = {}, patches.valid.numel()
+        pairs = replay.neighbours(config.smooth_pairs, self.generator) if config.smoothness > 0 else None
+        means, smooth = self._composited(patches, pairs)
+        losses["language"] = self._patch_loss(patches, means)
+        if pairs is not None and smooth is not None:
+            # first something to be smooth: at once, everything would mean the same
+            ramp = min(1.0, self.steps / SMOOTH_FROM_STEP)
+            losses["smooth"] = config.smoothness * ramp * smooth
+            samples += 2 * len(pairs.weight)
+        return losses, samples
 
-    def _patch_loss(self, batch: PatchBatch) -> torch.Tensor:
+    def _composited(
+        self, patches: PatchBatch, pairs: NeighbourBatch | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Means [P, *] over windows of what the language head composites, and the loss of neighbours, where asked for.
+
+        Neighbours on one surface of one colour mean the same: what no window can tell apart is settled by them."""
         head = self.field.head("language")
-        p, k = batch.valid.shape
-        encoded = self.field.encode(head.config.grid, batch.points.reshape(-1, 3))
-        hidden = head.hidden(encoded, None).view(p, k, -1)
-        weight = batch.valid.float()
-        mean = (hidden * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1)
+        p, k = patches.valid.shape
+        valid = patches.valid.float()
+        share = valid / valid.sum(1, keepdim=True).clamp_min(1)
+        points = patches.points.reshape(-1, 3)
+        if pairs is not None:
+            points = torch.cat([points, pairs.a, pairs.b])
+        if self._fuses(head.config.grid) and fused.fuses_language(head):
+            encoded = fused.encode(self.field, head.config.grid, points)
+            return fused.language(head, encoded, share, pairs.weight if pairs is not None else None)
+        hidden = head.hidden(self.field.encode(head.config.grid, points), None)
+        means = (hidden[: p * k].view(p, k, -1) * share[..., None]).sum(1)
+        if pairs is None:
+            return means, None
+        a, b = hidden[p * k :].chunk(2) if len(pairs.weight) else (hidden[:0], hidden[:0])
+        apart = (1 - head.cosine(a, b) + 1e-3).sqrt()
+        return means, (apart * pairs.weight).sum() / pairs.weight.sum().clamp_min(1e-6)
+
+    def _fuses(self, grid: str) -> bool:
+        """Whether the fused kernels compute beside a grid's: on CPUs, where its kernels are numba's."""
+        backend, device_type = self.field.grid(grid).backend, self.field.grid(grid).table.device.type
+        return fused is not None and choose_backend(backend, device_type) == "numba"
+
+    def _patch_loss(self, batch: PatchBatch, means: torch.Tensor) -> torch.Tensor:
+        head = self.field.head("language")
         # windows that mostly look past the known surface say little about what they do see
-        confidence = batch.confidence * weight.mean(1)
-        return head_loss(head.config, head.finish(mean), batch.values, confidence)
+        confidence = batch.confidence * batch.valid.float().mean(1)
+        return head_loss(head.config, head.finish(means), batch.values, confidence)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import ConfigError
+from ..memory.draws import on_device
 
 SPAN = 2.0
 """Grid cells an edge of the unit cube per cell an edge of the workspace: contraction leaves it the middle half."""
@@ -34,5 +35,5 @@ class Workspace:
 
     def to_unit(self, points_world: torch.Tensor) -> torch.Tensor:
         """Points [..., 3] in metres to grid positions [..., 3] in [0, 1]: (contract(x) + 2) / 4."""
-        centre = points_world.new_tensor(self.centre_m)
+        centre = on_device(self.centre_m, points_world.device, points_world.dtype)
         return ((contract((points_world - centre) * (2.0 / self.extent_m)) + 2) / 4).clamp(0, 1)
