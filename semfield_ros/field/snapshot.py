@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,12 +42,29 @@ class Snapshot:
     field: Field | None
     language: bool
 
-    @property
+    @cached_property
+    def feature_lengths(self) -> np.ndarray:
+        """[N] float32, lengths of `features`; worked out when first asked for."""
+        lengths = np.empty(len(self.features), np.float32)
+        for start in range(0, len(lengths), 8192):
+            part = torch.from_numpy(self.features[start : start + 8192])
+            lengths[start : start + 8192] = part.float().norm(dim=1).numpy()
+        return lengths
+
+    @cached_property
     def trusted(self) -> np.ndarray:
         """[N] bool: voxels that were there for enough training steps for the field to know them."""
         if self.field is None or not self.language:
             return np.zeros(len(self.cloud), bool)
         return self.measured & (self.step - self.created_step >= TRUSTED_STEPS)
+
+    def blocks(self) -> Iterator[Block]:
+        """The blocks of space that were mapped apart: here this one, without end."""
+        yield Block(self, np.full(3, -np.inf), np.full(3, np.inf))
+
+    def within(self, low: np.ndarray, high: np.ndarray) -> Snapshot:
+        """The blocks that reach into an axis-aligned box [3], [3]: here all there is."""
+        return self
 
     def rows_of(self, points: np.ndarray) -> np.ndarray:
         """`find`, for points [N, 3] some of which may not be finite: those are unseen, -1."""
@@ -67,6 +87,14 @@ class Snapshot:
             at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
             rows[todo] = np.where(self.keys[at] == keys, at, -1)
         return rows
+
+
+class Block(NamedTuple):
+    """A snapshot, and the corners [3] of the space in global_frame that it speaks of."""
+
+    snapshot: Snapshot
+    low_m: np.ndarray
+    high_m: np.ndarray
 
 
 def frozen(field: Field) -> Field:
