@@ -59,6 +59,10 @@ setup(
         "xxhash>=3.0",
     ],
     extras_require={
+        # Pictures of benchmarks.
+        "bench": ["matplotlib>=3.6"],
+        # Offline building of several maps at once; Ray has wheels for some Pythons only.
+        "build": ["ray>=2.9; python_version < '3.14'"],
         "sim": ["mujoco>=3.1.3"],
         "test": [
             "hypothesis>=6.80",

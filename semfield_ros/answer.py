@@ -113,6 +113,9 @@ def answer(
     cosine = (score or question.score) == "cosine"
     if not cosine and not len(encoded.negatives):
         raise QueryError("relevancy needs at least one negative; give some or ask for raw cosines (score='cosine')")
+    if region is not None:
+        in_region(np.zeros((0, 3)), region)  # refuses unusable corners before anything is read
+        snapshot = snapshot.within(*np.asarray(region, np.float64))
     inside = in_region(snapshot.cloud.points, region)
     cloud = snapshot.cloud if region is None else snapshot.cloud[inside]
     points = None if region is None else cloud.points

@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,17 @@ from .config import SemfieldConfig
 from .config_io import from_dict
 from .encoders.base import Encoder, Window
 from .errors import CheckpointError, ConfigError
+from .field.snapshot import Snapshot, take
 from .field.workspace import Workspace
 from .geometry import Camera
 from .mapping import Mapping
+from .memory.cubes import Cube
 from .memory.keyframes import Keyframe, Keyframes
+from .memory.point_map import PointMap
 from .memory.replay import FeatureShape, Replay
 
-FORMAT = 1
+FORMAT = 2
+"""The newest that is read: 1 = a map in one piece, 2 = the index of a map in blocks."""
 SUFFIX = ".semfield"
 
 
@@ -46,6 +51,16 @@ def _umask() -> int:
     return mask
 
 
+def checked_path(path: str | Path, overwrite: bool) -> Path:
+    """The path a map is saved to, with its suffix; CheckpointError where it is taken."""
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        path = path.with_name(path.name + SUFFIX)
+    if path.exists() and not overwrite:
+        raise CheckpointError(f"{path} exists; choose another name or allow overwriting (overwrite=True)")
+    return path
+
+
 def _tensors(mapping: Mapping) -> dict[str, torch.Tensor]:
     tensors = {f"points.{k}": torch.from_numpy(np.ascontiguousarray(v)) for k, v in mapping.points.state().items()}
     if mapping.field is not None and mapping.trainer is not None and mapping.replay is not None:
@@ -56,20 +71,18 @@ def _tensors(mapping: Mapping) -> dict[str, torch.Tensor]:
     return {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
 
 
-def save(path: str | Path, mapping: Mapping, encoder: Encoder, *, overwrite: bool = False) -> Path:
-    """Save a map; returns the path written (with suffix .semfield).
+def save(
+    path: str | Path, mapping: Mapping, encoder: Encoder, *, overwrite: bool = False, durable: bool = True
+) -> Path:
+    """Save a map; returns the path written (with suffix .semfield). `durable` waits until the disk has it.
 
     Raises:
         CheckpointError: the file exists and `overwrite` is not set, or its folder cannot be written.
     """
-    path = Path(path)
-    if path.suffix != SUFFIX:
-        path = path.with_name(path.name + SUFFIX)
-    if path.exists() and not overwrite:
-        raise CheckpointError(f"{path} exists; choose another name or allow overwriting (overwrite=True)")
+    path = checked_path(path, overwrite)
     tensors = _tensors(mapping)
     description: dict[str, object] = {
-        "format": FORMAT,
+        "format": 1,
         "config": asdict(mapping.config),
         "encoder": {"name": encoder.name, "dim": encoder.dim, "cache_key": encoder.cache_key},
         "stamp_s": mapping.stamp_s if np.isfinite(mapping.stamp_s) else None,
@@ -77,6 +90,8 @@ def save(path: str | Path, mapping: Mapping, encoder: Encoder, *, overwrite: boo
         "samples": mapping.samples,
         "language_steps": mapping.language_steps,
         "steps": mapping.steps,
+        "voxels": len(mapping.points),
+        "cube": None if mapping.cube is None else asdict(mapping.cube),
         "crc32": {k: _crc(v) for k, v in tensors.items()},
     }
     if mapping.replay is not None and mapping.field is not None and mapping.keyframes is not None:
@@ -98,6 +113,17 @@ def save(path: str | Path, mapping: Mapping, encoder: Encoder, *, overwrite: boo
                 for k in mapping.keyframes.items
             ],
         }  # fmt: skip
+    return write(path, description, tensors, durable=durable)
+
+
+def write(
+    path: Path, description: dict[str, object], tensors: dict[str, torch.Tensor], *, durable: bool = True
+) -> Path:
+    """Write a file of this format whole or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
@@ -108,8 +134,9 @@ def save(path: str | Path, mapping: Mapping, encoder: Encoder, *, overwrite: boo
     try:
         text = json.dumps(description)
         save_file(tensors, temporary, metadata={"semfield": text, "crc32": str(zlib.crc32(text.encode()))})
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        if durable:
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
         os.replace(temporary, path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"cannot write {path}: {error}") from error
@@ -127,7 +154,9 @@ def describe(path: str | Path) -> dict:
     return _read(Path(path), tensors=False)[0]
 
 
-def _read(path: Path, *, tensors: bool = True) -> tuple[dict, dict[str, torch.Tensor]]:
+def _read(
+    path: Path, *, tensors: bool = True, wanted: Callable[[str], bool] = lambda key: True
+) -> tuple[dict, dict[str, torch.Tensor]]:
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; `save` writes one, with suffix {SUFFIX}")
     found = {}
@@ -147,11 +176,11 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[dict, dict[str, torch.Te
             if metadata.get("crc32") != str(zlib.crc32(text.encode())):
                 raise CheckpointError(f"{path} is damaged: its description does not have its checksum")
             if tensors:
-                found = {key: file.get_tensor(key) for key in file.keys()}
+                found = {key: file.get_tensor(key) for key in file.keys() if wanted(key)}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is torn or is not a semfield map: {error}") from error
     if tensors:
-        expected = description.get("crc32", {})
+        expected = {k: v for k, v in description.get("crc32", {}).items() if wanted(k)}
         if set(expected) != set(found):
             raise CheckpointError(f"{path} lacks tensors it names: {sorted(set(expected) ^ set(found))[:5]}")
         for key, tensor in found.items():
@@ -168,6 +197,15 @@ def saved_config(path: str | Path) -> SemfieldConfig:
         raise CheckpointError(f"{path} has a configuration this program cannot read: {error}") from error
 
 
+def same_encoder(path: Path, made_with: dict[str, Any], encoder: Encoder) -> None:
+    """Raise CheckpointError unless a map was made with this encoder."""
+    if made_with.get("cache_key") != encoder.cache_key:
+        raise CheckpointError(
+            f"{path} was made with encoder {made_with.get('name')!r} ({made_with.get('cache_key')}), this engine runs "
+            f"{encoder.name!r} ({encoder.cache_key}): its features cannot be asked with it; use the same encoder"
+        )
+
+
 def load(path: str | Path, config: SemfieldConfig, encoder: Encoder, device: str) -> Mapping:
     """A saved map as a new `Mapping`, ready to train on. Sizes of grids and memory come from the file.
 
@@ -176,12 +214,9 @@ def load(path: str | Path, config: SemfieldConfig, encoder: Encoder, device: str
     """
     path = Path(path)
     description, tensors = _read(path)
-    made_with = description.get("encoder", {})
-    if made_with.get("cache_key") != encoder.cache_key:
-        raise CheckpointError(
-            f"{path} was made with encoder {made_with.get('name')!r} ({made_with.get('cache_key')}), this engine runs "
-            f"{encoder.name!r} ({encoder.cache_key}): its features cannot be asked with it; use the same encoder"
-        )
+    same_encoder(path, description.get("encoder", {}), encoder)
+    if "blocks" in description:
+        raise CheckpointError(f"{path} is the index of a map in blocks, not a single map; `Engine.load` reads both")
     saved = saved_config(path)
     try:
         return _rebuild(description, tensors, config, saved, encoder, device)
@@ -189,27 +224,110 @@ def load(path: str | Path, config: SemfieldConfig, encoder: Encoder, device: str
         raise CheckpointError(f"{path} is not a whole map: {error!r}") from error
 
 
-def _rebuild(
-    description: dict[str, Any], tensors: dict[str, torch.Tensor], config: SemfieldConfig, saved: SemfieldConfig,
-    encoder: Encoder, device: str,
-) -> Mapping:  # fmt: skip
-    config = replace(config, memory=saved.memory, field=saved.field)
-    mapping = Mapping(config, encoder.dim, device)
+def cube_of(description: dict[str, Any]) -> Cube | None:
+    cube = description.get("cube")
+    return None if cube is None else Cube(tuple(cube["cell"]), cube["edge_m"])
 
-    def part(prefix: str) -> dict[str, torch.Tensor]:
-        return {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
 
-    mapping.points.load({k: v.numpy() for k, v in part("points").items()})
+def keyframes_of(description: dict[str, Any]) -> list[Keyframe]:
+    """The keyframes of a saved map, oldest first."""
+    return [
+        Keyframe(
+            k["id"], k["slot"], k["stamp_s"], Camera(**k["camera"]), np.array(k["T_world_camera"]), k["camera_name"]
+        )
+        for k in description.get("keyframes", ())
+    ]
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
+
+
+def _restore(mapping: Mapping, description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Counters and field."""
     mapping.counts.update(description["counts"])
     mapping.stamp_s = float("nan") if description["stamp_s"] is None else float(description["stamp_s"])
     mapping.samples, mapping.language_steps = description["samples"], description["language_steps"]
     if "workspace" not in description:
-        return mapping
-    workspace = description["workspace"]
+        return
+    workspace, weights = description["workspace"], _part(tensors, "field")
     mapping.make_field(Workspace(tuple(workspace["centre_m"]), workspace["extent_m"]))
     assert mapping.field is not None and mapping.trainer is not None
-    mapping.field.load_state_dict(part("field"))
+    if any(k.startswith("proposals.") for k in weights):
+        mapping.trainer.without_depth()
+    mapping.field.load_state_dict(weights)
+    mapping.trainer.steps = description["steps"]
+
+
+def read_snapshot(path: Path, config: SemfieldConfig, dim: int, device: str, *, check: bool = True) -> Snapshot:
+    """What readers need of a saved map and no more: surface and field; features stay on disk, memory-mapped.
+
+    Args:
+        config: its sizes of grids and memory must be the file's. check: read the features once to compare their
+            checksum; not needed for a file this process wrote.
+
+    Raises:
+        CheckpointError: missing, torn, foreign or newer.
+    """
+
+    def wanted(key: str) -> bool:
+        return key.startswith("field.") or (key.startswith("points.") and key != "points.features")
+
+    description, tensors = _read(path, wanted=wanted)
+    mapping = Mapping(config, dim, device, cube_of(description))
+    try:
+        mapping.points = PointMap(config.memory, 0, mapping.cube)
+        mapping.points.load({k: v.numpy() for k, v in _part(tensors, "points").items()})
+        _restore(mapping, description, tensors)
+        features = _mapped(path, "points.features")
+        if features.shape != (len(mapping.points), dim):
+            raise ValueError(f"features are {features.shape}, expected {(len(mapping.points), dim)}")
+        if check and zlib.crc32(np.ascontiguousarray(features).data) != description["crc32"]["points.features"]:
+            raise CheckpointError(f"{path} is damaged: tensor points.features does not have its checksum")
+        # nobody trains this field: no copy is needed of it
+        alone = take(
+            mapping.points, None, stamp_s=mapping.stamp_s, frames=mapping.counts["frames"], step=mapping.steps,
+            language=mapping.language_steps > 0,
+        )  # fmt: skip
+        field = None if mapping.field is None else mapping.field.eval().requires_grad_(False)
+        return replace(alone, features=features, field=field)
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole map: {error!r}") from error
+
+
+def _mapped(path: Path, key: str) -> np.ndarray:
+    """A half-precision tensor of a safetensors file as a read-only memory map (the file's layout is public: a 64-bit
+    length, a JSON header, then the bytes)."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[key]
+    if entry["dtype"] != "F16":
+        raise ValueError(f"{key} is {entry['dtype']}; expected F16")
+    shape, begin = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
+    if 0 in shape:
+        return np.zeros(shape, np.float16)
+    # copy-on-write: torch takes no read-only memory
+    return np.memmap(path, np.float16, "c", begin, shape)
+
+
+def _rebuild(
+    description: dict[str, Any], tensors: dict[str, torch.Tensor], config: SemfieldConfig, saved: SemfieldConfig,
+    encoder: Encoder, device: str,
+) -> Mapping:  # fmt: skip
+    # what computes the field is a matter of this machine, not of the map
+    field = replace(saved.field, backend=config.field.backend, precision=config.field.precision)
+    config = replace(config, memory=saved.memory, field=field)
+    mapping = Mapping(config, encoder.dim, device, cube_of(description))
+    mapping.points.load({k: v.numpy() for k, v in _part(tensors, "points").items()})
+    _restore(mapping, description, tensors)
+    if mapping.trainer is None:
+        return mapping
+
+    def part(prefix: str) -> dict[str, torch.Tensor]:
+        return _part(tensors, prefix)
+
     mapping.trainer.load(part("adam"), description["steps"])
+    mapping.news_step = description["steps"]
     width, height = description["image"]
     replay = Replay(config.memory, width, height, FeatureShape(**description["features"]), device)
     window = description["window"]
@@ -221,14 +339,5 @@ def _rebuild(
     )
     mapping.replay = replay
     mapping.keyframes = Keyframes(config.memory, replay.capacity)
-    mapping.keyframes.restore(
-        [
-            Keyframe(
-                k["id"], k["slot"], k["stamp_s"], Camera(**k["camera"]), np.array(k["T_world_camera"]),
-                k["camera_name"],
-            )
-            for k in description["keyframes"]
-        ],
-        description["next_keyframe"],
-    )  # fmt: skip
+    mapping.keyframes.restore(keyframes_of(description), description["next_keyframe"])
     return mapping

@@ -20,17 +20,19 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from . import checkpoint
 from .answer import Answer, answer, in_region
+from .atlas import AnyMap, new_map
+from .atlas_files import load_map, save_map
 from .config import GripperConfig, ObjectConfig, QueryConfig, SemfieldConfig
 from .encoders import create
 from .encoders.base import Encoder, Target
 from .errors import EngineError
-from .field.hash_grid import warm_up
+from .field.rehearsal import rehearse
 from .field.snapshot import Snapshot
+from .field.trainer import warm_up
 from .frame import Frame, resized, within_range
-from .mapping import Cleared, Correction, Mapping, MappingStatus, pick_device
-from .memory.keyframes import Keyframe
+from .mapping import Cleared, MappingStatus, colour_head, language_head, pick_device
+from .memory.corrections import Correction
 from .memory.replay import FeatureShape
 from .query.prompt import EncodedPrompts, PromptEncoder
 from .query.scores import Scores, score_points
@@ -72,14 +74,14 @@ class Engine:
         self.encoder = encoder or create(self.config.encoder)
         self.prompts = PromptEncoder(self.encoder, self.config.query)
         self.dropped: Counter[str] = Counter()
-        self._mapping = Mapping(self.config, self.encoder.dim, self.device)
+        self._mapping = new_map(self.config, self.encoder, self.device)
         self._snapshot: Snapshot = self._mapping.snapshot()
         self._status = self._mapping.status()
         self._frames: deque[Frame] = deque()
-        self._to_encode: deque[tuple[Keyframe, Frame]] = deque()
-        self._encoded: deque[tuple[int, Keyframe, Frame, Target]] = deque()
+        self._to_encode: deque[tuple[Any, Frame]] = deque()
+        self._encoded: deque[tuple[int, Any, Frame, Target]] = deque()
         self._encoding = 0
-        self._jobs: deque[tuple[Callable[[Mapping], Any], Future]] = deque()
+        self._jobs: deque[tuple[Callable[[Any], Any], Future]] = deque()
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._told = False
@@ -87,8 +89,6 @@ class Engine:
         self._training = True
         self._steps_left = 0
         self._submitted = self._used = self._skipped = 0
-        self._news_step = 0
-        """Training step of the last change of what there is to learn."""
         self._epoch = 0
         self._feature_shape: FeatureShape | None = None
         self._train_s = self._encode_s = 0.0
@@ -115,6 +115,8 @@ class Engine:
         if self.device == "cpu":
             # beside the first frames, which the point map answers alone
             threading.Thread(target=warm_up, name="semfield-compile", daemon=True).start()
+        elif self.device.startswith("cuda"):
+            rehearse(self.config.field, (colour_head(), language_head(self.encoder.dim)), self.device)
         for name, loop in (("semfield-engine", self._engine_loop), ("semfield-encoder", self._encoder_loop)):
             thread = threading.Thread(target=self._guard, args=(loop,), name=name, daemon=True)
             self._threads.append(thread)
@@ -187,8 +189,8 @@ class Engine:
             return self.run(lambda _: self._publish()).result()
         return self._snapshot
 
-    def run(self, job: Callable[[Mapping], T]) -> Future[T]:
-        """Run `job(mapping)` on the engine's thread between steps. EngineError when too many jobs wait."""
+    def run(self, job: Callable[[Any], T]) -> Future[T]:
+        """Run `job(map)`, Mapping or Atlas, on the engine's thread between steps. EngineError when too many wait."""
         self.check()
         future: Future[T] = Future()
         with self._changed:
@@ -249,10 +251,10 @@ class Engine:
         if (steps is None) == (seconds is None):
             raise EngineError("train() takes either steps or seconds")
 
-        def job(mapping: Mapping) -> int:
+        def job(mapping: AnyMap) -> int:
             start, taken = time.perf_counter(), 0
             # without a keyframe there is nothing to train
-            while mapping.trainer is not None and (steps is None or taken < steps) and not self._stopping:
+            while mapping.can_train and (steps is None or taken < steps) and not self._stopping:
                 if seconds is not None and time.perf_counter() - start >= seconds:
                     break
                 self._train_one(mapping)
@@ -264,25 +266,21 @@ class Engine:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Save map, field and replay: training can resume from it."""
-        return self.run(lambda m: checkpoint.save(path, m, self.encoder, overwrite=overwrite)).result()
+        return self.run(lambda m: save_map(path, m, self.encoder, overwrite=overwrite)).result()
 
     def load(self, path: str | Path) -> None:
         """Replace the map by a saved one. On any error the running map stays as it was."""
-        loaded = checkpoint.load(path, self.config, self.encoder, self.device)
-
-        def job(_: Mapping) -> None:
-            self._adopt(loaded)
-
-        self.run(job).result()
+        loaded = load_map(path, self.config, self.encoder, self.device)
+        self.run(lambda _: self._adopt(loaded)).result()
 
     def reset(self) -> None:
         """Forget the map; frames that wait are dropped and counted."""
 
-        def job(_: Mapping) -> None:
+        def job(_: AnyMap) -> None:
             with self._changed:
                 self.dropped["reset"] += len(self._frames)
                 self._frames.clear()
-            self._adopt(Mapping(self.config, self.encoder.dim, self.device))
+            self._adopt(new_map(self.config, self.encoder, self.device))
 
         self.run(job).result()
 
@@ -294,9 +292,8 @@ class Engine:
         """
         in_region(np.zeros((0, 3)), (low, high))  # type: ignore[arg-type]  # refuses unusable corners
 
-        def job(mapping: Mapping) -> Cleared:
+        def job(mapping: AnyMap) -> Cleared:
             cleared = mapping.clear_region(np.asarray(low, np.float64), np.asarray(high, np.float64))
-            self._news_step = mapping.steps
             self._publish()
             return cleared
 
@@ -310,22 +307,15 @@ class Engine:
         corrected keyframes, one of them between two training steps, and takes the old one's place when it is whole."""
         stamps, corrected = np.asarray(stamps_s, np.float64), np.asarray(poses, np.float64)
 
-        def job(mapping: Mapping) -> Correction:
-            correction = mapping.correct_poses(camera_name, stamps, corrected, tolerance_s)
-            if correction.corrected:
-                self._news_step = mapping.steps
-            return correction
+        return self.run(lambda m: m.correct_poses(camera_name, stamps, corrected, tolerance_s)).result()
 
-        return self.run(job).result()
-
-    def _adopt(self, mapping: Mapping) -> None:
+    def _adopt(self, mapping: AnyMap) -> None:
         with self._changed:
             self._epoch += 1  # what the encoder still works on belongs to the map before
             self._to_encode.clear()
             self._encoded.clear()
         self._mapping = mapping
-        self._news_step = mapping.steps
-        self._feature_shape = mapping.replay.features if mapping.replay else None
+        self._feature_shape = mapping.feature_shape
         self._publish()
 
     # ---- the engine's thread ---------------------------------------------------------------------------------
@@ -349,13 +339,13 @@ class Engine:
             self._publish_on_schedule()
 
     def _has_work(self) -> bool:
-        can_train = self._training and self._mapping.trainer is not None and self._may_train()
+        can_train = self._training and self._mapping.can_train and self._may_train()
         waiting = self._jobs or self._frames or self._encoded or self._mapping.rebuilding
         return bool(self._stopping or waiting or can_train)
 
     def _may_train(self) -> bool:
         train = self.config.train
-        settled = 0 < train.settle_steps <= self._mapping.steps - self._news_step
+        settled = 0 < train.settle_steps <= self._mapping.settled_steps
         return not settled and (train.steps_per_keyframe == 0 or self._steps_left > 0)
 
     def _run_jobs(self) -> None:
@@ -375,10 +365,10 @@ class Engine:
             frame = within_range(self._frames.popleft(), self.config.frame)
             self._changed.notify_all()
         mapping = self._mapping
-        replay = mapping.replay
-        if replay is not None and frame.depth_m.shape != (replay.height, replay.width):
+        size = mapping.image_size
+        if size is not None and frame.depth_m.shape != size[::-1]:
             # another camera of the rig, or a map that was saved at another size
-            frame = resized(frame, replay.width, replay.height)
+            frame = resized(frame, *size)
         if not frame.depth_m.any():
             self.dropped["depth_empty"] += 1  # none of it lies in the range this engine trusts
             return True
@@ -387,14 +377,13 @@ class Engine:
             self._skipped += 1
             return True
         self._used += 1
-        self._news_step = mapping.steps
         if self._feature_shape is None:
             # the first frame is encoded here: its target says how much room features need
             started = time.perf_counter()
             target = self.encoder.encode_frame(frame)
             self._encode_s += time.perf_counter() - started
             self._feature_shape = FeatureShape.of(target)
-            keyframe = mapping.add_keyframe(frame, self._feature_shape)
+            keyframe: Any = mapping.add_keyframe(frame, self._feature_shape)
             mapping.add_features(keyframe, frame, target)
             self._publish()
         else:
@@ -422,13 +411,13 @@ class Engine:
 
     def _train_slice(self) -> None:
         mapping, end = self._mapping, time.perf_counter() + _SLICE_S
-        while mapping.trainer is not None and self._training and self._may_train() and not self._stopping:
+        while mapping.can_train and self._training and self._may_train() and not self._stopping:
             self._train_one(mapping)
             self._steps_left -= 1
             if self._frames or self._jobs or self._encoded or time.perf_counter() >= end:
                 return
 
-    def _train_one(self, mapping: Mapping) -> None:
+    def _train_one(self, mapping: AnyMap) -> None:
         started = time.perf_counter()
         mapping.train_step()
         self._train_s += time.perf_counter() - started
@@ -449,6 +438,10 @@ class Engine:
     # ---- the encoder's thread --------------------------------------------------------------------------------
 
     def _encoder_loop(self) -> None:
+        # of its own, so that encoding and training fill a GPU together; None means the thread's usual one
+        stream = torch.cuda.Stream() if self.device.startswith("cuda") else None
+        if stream is not None:
+            stream.wait_stream(torch.cuda.default_stream())
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._to_encode or self._stopping)
@@ -457,7 +450,8 @@ class Engine:
                 keyframe, frame = self._to_encode.popleft()
                 epoch, self._encoding = self._epoch, 1
             started = time.perf_counter()
-            target = self.encoder.encode_frame(frame)
+            with torch.cuda.stream(stream):
+                target = self.encoder.encode_frame(frame)
             self._encode_s += time.perf_counter() - started
             with self._changed:
                 self._encoded.append((epoch, keyframe, frame, target))

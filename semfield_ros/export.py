@@ -17,6 +17,7 @@ import torch
 from .config import GripperConfig
 from .errors import ConfigError, QueryError
 from .field.snapshot import Snapshot
+from .field.world import WorldSnapshot
 from .objects import Grasp, Object
 
 PLY_TYPES = {
@@ -138,6 +139,8 @@ def field_mesh(snapshot: Snapshot, resolution_m: float = 0.01) -> tuple[np.ndarr
 
     if not (np.isfinite(resolution_m) and resolution_m > 0):
         raise QueryError(f"resolution is {resolution_m} m; allowed: > 0")
+    if isinstance(snapshot, WorldSnapshot):
+        return _joined_mesh(snapshot, resolution_m)
     field, points = snapshot.field, snapshot.cloud.points
     if field is None or not len(points):
         raise QueryError("there is no surface yet; feed frames first")
@@ -158,7 +161,7 @@ def field_mesh(snapshot: Snapshot, resolution_m: float = 0.01) -> tuple[np.ndarr
         for start in range(0, len(rows), 262_144):
             part = rows[start : start + 262_144]
             x = torch.from_numpy((part * resolution_m + low).astype(np.float32)).to(device)
-            distance[part[:, 0], part[:, 1], part[:, 2]] = field.distance(field.encode("geometry", x)).cpu().numpy()
+            distance[part[:, 0], part[:, 1], part[:, 2]] = field.distance_at(x).cpu().numpy()
     if not (distance.min() < 0 < distance.max()):
         raise QueryError("the field has no surface yet; wait for the first training steps")
     vertices, faces, inwards, _ = marching_cubes(
@@ -173,6 +176,23 @@ def field_mesh(snapshot: Snapshot, resolution_m: float = 0.01) -> tuple[np.ndarr
             colour = head.finish(head.hidden(field.encode("geometry", x), along))
             colours.append((colour.clamp(0, 1) * 255).round().byte().cpu().numpy())
     return vertices, faces.astype(np.int32), np.concatenate(colours)
+
+
+def _joined_mesh(world: WorldSnapshot, resolution_m: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`field_mesh` of every block that has a surface, side by side."""
+    pieces, first = [], 0
+    for block in world.blocks():
+        try:
+            vertices, faces, rgb = field_mesh(block.snapshot, resolution_m)
+        except QueryError as error:
+            why = error  # a block may be too young, the whole must not
+            continue
+        pieces.append((vertices, faces + np.int32(first), rgb))
+        first += len(vertices)
+    if not pieces:
+        raise QueryError("there is no surface yet; feed frames first") if first == 0 and not world.parts else why
+    vertices, faces, rgb = (np.concatenate(column) for column in zip(*pieces))
+    return vertices, faces, rgb
 
 
 def write_mesh(

@@ -11,14 +11,17 @@ import torch
 
 from .config import SemfieldConfig
 from .encoders.base import Target
-from .errors import QueryError
+from .field.hash_grid import choose_backend
 from .field.heads import HeadConfig
 from .field.model import Field
 from .field.snapshot import Snapshot, take
 from .field.trainer import StepReport, Trainer
 from .field.workspace import Workspace
 from .frame import Frame
-from .geometry import back_project, rigid_error, rotation_angle_rad
+from .geometry import back_project
+from .memory.corrections import Correction, check_poses, match_poses
+from .memory.cubes import Cube
+from .memory.forgetting import forget_voxels
 from .memory.keyframes import Keyframe, Keyframes
 from .memory.point_map import PointMap
 from .memory.replay import FeatureShape, Replay
@@ -28,7 +31,7 @@ log = logging.getLogger(__name__)
 
 def colour_head() -> HeadConfig:
     """Colour: on the geometry grid, seen from a direction."""
-    return HeadConfig("rgb", 3, grid="geometry", direction=True, layers=2, activation="sigmoid")
+    return HeadConfig("rgb", 3, grid="geometry", direction=True, layers=2, activation="sigmoid", shapes_geometry=True)
 
 
 def language_head(dim: int) -> HeadConfig:
@@ -68,6 +71,11 @@ class MappingStatus:
     voxels: int = 0
     train_s: float = 0.0
     losses: dict[str, float] | None = None
+    blocks: int = 1
+    awake: int = 1
+    wakes: int = 0
+    unreadable: int = 0
+    """Blocks of space in all, those in memory, how often one was loaded again, and how many could not be."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +86,16 @@ class Cleared:
     rays: int
 
 
-@dataclass(frozen=True)
-class Correction:
-    """What a pose correction did: keyframes moved, stamps that belong to none, the largest moves."""
-
-    corrected: int
-    unknown: int
-    largest_translation_m: float
-    largest_rotation_rad: float
-
-
 class Mapping:
-    """One map being built: keyframes, replay, point map, field and trainer. Not thread-safe."""
+    """One map being built: keyframes, replay, point map, field and trainer. Not thread-safe.
 
-    def __init__(self, config: SemfieldConfig, feature_dim: int, device: str):
-        self.config, self.feature_dim, self.device = config, feature_dim, device
-        self.points = PointMap(config.memory, feature_dim)
+    With a `cube` it is one block of a larger map: its voxels are that cube's alone, its rays end there or near it.
+    """
+
+    def __init__(self, config: SemfieldConfig, feature_dim: int, device: str, cube: Cube | None = None):
+        choose_backend(config.field.backend, torch.device(device).type)  # refuses what cannot compute here
+        self.config, self.feature_dim, self.device, self.cube = config, feature_dim, device, cube
+        self.points = PointMap(config.memory, feature_dim, cube)
         self.keyframes: Keyframes | None = None
         self.replay: Replay | None = None
         self.field: Field | None = None
@@ -104,6 +106,8 @@ class Mapping:
         self.language_steps = 0
         self.last_report: StepReport | None = None
         self.rng = np.random.default_rng(config.train.seed)
+        self.news_step = 0
+        """Training step of the last change of what there is to learn."""
         self._revision = 0
         self._fresh: PointMap | None = None
         self._rebuilt: set[int] = set()
@@ -112,6 +116,35 @@ class Mapping:
     def steps(self) -> int:
         """Training steps taken."""
         return self.trainer.steps if self.trainer else 0
+
+    @property
+    def can_train(self) -> bool:
+        """Whether there is anything to learn from yet."""
+        return self.trainer is not None
+
+    @property
+    def settled_steps(self) -> int:
+        """Training steps since the last change of what there is to learn."""
+        return self.steps - self.news_step
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Width and height of the frames it takes; None before the first."""
+        return (self.replay.width, self.replay.height) if self.replay else None
+
+    @property
+    def feature_shape(self) -> FeatureShape | None:
+        """Room for features of a keyframe; None before the first."""
+        return self.replay.features if self.replay else None
+
+    @property
+    def bytes(self) -> int:
+        """Allocated for voxels and replay."""
+        return self.points.bytes + (self.replay.bytes if self.replay else 0)
+
+    def remembered(self) -> list[Keyframe]:
+        """All keyframes, oldest first."""
+        return list(self.keyframes.items) if self.keyframes else []
 
     @property
     def revision(self) -> int:
@@ -147,9 +180,16 @@ class Mapping:
         """Whether a frame shows enough new to become a keyframe. O(keyframes)."""
         if self.keyframes is None or not len(self.keyframes):
             return True
+        memory = self.config.memory
         if self.keyframes.novelty(frame) >= 1:
             return True
-        return self.points.unseen_fraction(frame) >= self.config.memory.min_unseen_fraction
+        mine = frame if self.cube is None else self.cube.part_of(frame, 0.0)
+        if self.points.unseen_fraction(mine) >= memory.min_unseen_fraction:
+            return True
+        change = self.points.change(frame)
+        if change:
+            self.counts[f"keyframes_{change}"] += 1
+        return bool(change)
 
     def add_keyframe(self, frame: Frame, shape: FeatureShape) -> Keyframe:
         """Remember a frame: its rays, its surface. Features follow with `add_features`."""
@@ -158,11 +198,32 @@ class Mapping:
         assert self.replay is not None and self.keyframes is not None
         keyframe = self.keyframes.admit(frame)
         self.replay.write(keyframe.slot, frame, self.rng)
-        fusion = self.points.fuse(frame, self.steps)
-        self.counts.update(keyframes=1, voxels_removed=fusion.removed)
+        if self.cube is not None:
+            margin_m = self.cube.margin_m
+            self.replay.keep_inside(keyframe.slot, self.cube.low_m - margin_m, self.cube.high_m + margin_m)
+        self.counts["keyframes"] += 1
+        self._fuse(frame, keyframe.slot)
         self._follow_scene()
+        self.news_step = self.steps
         self._revision += 1
         return keyframe
+
+    def look_through(self, frame: Frame) -> None:
+        """Only what a frame says of the voxels: those it sees through, and those on its surface. No keyframe."""
+        self._fuse(frame, -1)
+        self._revision += 1
+
+    def _fuse(self, frame: Frame, slot: int) -> None:
+        """Take in a frame's surface; what it contradicts is forgotten by the replay too, or the field would keep it."""
+        fusion = self.points.fuse(frame, self.steps)
+        self.counts.update(voxels_removed=fusion.removed, voxels_recoloured=len(fusion.recoloured))
+        if self.replay is None or not (len(fusion.carved) or len(fusion.recoloured)):
+            return
+        size_m = self.config.memory.voxel_size_m
+        rays = forget_voxels(self.replay, fusion.carved, size_m, spare=slot)
+        rgb = self.points.rgb[self.points.rows_of(fusion.recoloured)]
+        rays += forget_voxels(self.replay, fusion.recoloured, size_m, rgb, spare=slot)
+        self.counts["rays_forgotten"] += rays
 
     def _follow_scene(self) -> None:
         """Start the field again in a larger workspace when the scene has outgrown it; replay teaches it anew.
@@ -230,35 +291,16 @@ class Mapping:
         Raises:
             QueryError: lengths that disagree, or a pose that is not rigid; nothing is moved then.
         """
-        if stamps_s.ndim != 1 or poses.shape != (len(stamps_s), 4, 4):
-            raise QueryError(f"stamps are {stamps_s.shape} and poses {poses.shape}; expected [K] and [K, 4, 4]")
-        if not np.isfinite(stamps_s).all() or not (np.isfinite(tolerance_s) and tolerance_s >= 0):
-            raise QueryError(f"stamps and tolerance must be finite, and the tolerance ({tolerance_s}) >= 0")
-        for stamp_s, T in zip(stamps_s, poses):
-            if not np.isfinite(T).all() or rigid_error(T) > self.config.frame.rigid_tolerance:
-                raise QueryError(f"the pose for stamp {stamp_s:.6f} s is not rigid; check its quaternion")
-        moved: dict[int, np.ndarray] = {}
-        translation_m = rotation_rad = 0.0
-        unknown = 0
-        mine = [k for k in (self.keyframes.items if self.keyframes else []) if camera_name in ("", k.camera_name)]
-        times = np.array([k.stamp_s for k in mine])
-        for stamp_s, T in zip(stamps_s, poses):
-            # stamps are nanoseconds on the wire and doubles here: equal to a microsecond is equal
-            near = np.flatnonzero(np.abs(times - stamp_s) <= max(tolerance_s, 1e-6))
-            if not len(near):
-                unknown += 1
-                continue
-            keyframe = mine[int(near[np.argmin(np.abs(times[near] - stamp_s))])]
-            translation_m = max(translation_m, float(np.linalg.norm(T[:3, 3] - keyframe.T_world_camera[:3, 3])))
-            rotation_rad = max(rotation_rad, rotation_angle_rad(keyframe.T_world_camera[:3, :3], T[:3, :3]))
-            moved[keyframe.id] = T
+        check_poses(stamps_s, poses, tolerance_s, self.config.frame.rigid_tolerance)
+        moved, correction = match_poses(self.remembered(), camera_name, stamps_s, poses, tolerance_s)
         for keyframe_id, T in moved.items():
             self.correct_pose(keyframe_id, T)
         if moved:
-            self._fresh, self._rebuilt = PointMap(self.config.memory, self.feature_dim), set()
+            self._fresh, self._rebuilt = PointMap(self.config.memory, self.feature_dim, self.cube), set()
+            self.news_step = self.steps
             self.counts["pose_corrections"] += len(moved)
             self._revision += 1
-        return Correction(len(moved), unknown, translation_m, rotation_rad)
+        return correction
 
     @property
     def rebuilding(self) -> bool:
@@ -290,6 +332,7 @@ class Mapping:
         if self._fresh is not None:
             self._fresh.clear_region(low, high)
         rays = self.replay.clear_region(low, high) if self.replay is not None else 0
+        self.news_step = self.steps
         self._revision += 1
         return Cleared(voxels, rays)
 

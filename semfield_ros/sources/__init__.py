@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -51,7 +52,8 @@ def open_source(
     limit: int | None = None,
     frame_config: FrameConfig | None = None,
 ) -> Source:
-    """The source `uri` names: "simulator", "simulator:SEED", "bag:PATH" (see sources.bag), or a directory or bag.
+    """The source `uri` names: "simulator", "simulator:SEED", "building", "building:SEED?rooms=N", "bag:PATH" (see
+    sources.bag), or a directory or bag.
 
     Args:
         width, height: size of the frames in pixels; one alone keeps the aspect ratio, none the source's own.
@@ -66,6 +68,8 @@ def open_source(
     for (name, value), least in zip(arguments.items(), (8, 8, 1, 0, 1)):
         if value is not None and value < least:
             raise ConfigError(f"{name} is {value!r}; allowed: {least} or more")
+    if re.split("[:?]", str(uri))[0] == "building":
+        return _Excerpt.of(_building(str(uri), width, height), start, stride, limit)
     if str(uri).split(":")[0] == "simulator":
         return _Excerpt.of(_simulator(str(uri), width, height), start, stride, limit)
     if _is_bag(str(uri)):
@@ -76,8 +80,8 @@ def open_source(
     directory = Path(uri).expanduser()
     if not directory.is_dir():
         raise SourceError(
-            f"source {str(uri)!r} is no directory; allowed: simulator, simulator:SEED, a directory, bag:PATH, or a "
-            ".mcap or .db3 file"
+            f"source {str(uri)!r} is no directory; allowed: simulator, simulator:SEED, building:SEED?rooms=N, "
+            "a directory, bag:PATH, or a .mcap or .db3 file"
         )
     layouts = [import_module(f"{__name__}.{name}") for name in _LAYOUTS]
     for layout in layouts:
@@ -110,6 +114,20 @@ def _simulator(uri: str, width: int | None, height: int | None) -> Source:
     return Simulator(replace(default, seed=int(seed or default.seed), width=width, height=height))
 
 
+def _building(uri: str, width: int | None, height: int | None) -> Source:
+    """building, building:SEED, building?rooms=N, building:SEED?rooms=N&frames_per_room=M."""
+    from .simulator_building import Building, BuildingConfig
+
+    match = re.fullmatch(r"building(?::(\d+))?(?:\?(.*))?", uri)
+    pairs = [pair.partition("=") for pair in match[2].split("&")] if match and match[2] else []
+    if not match or any(k not in ("rooms", "frames_per_room") or not v.isdecimal() for k, _, v in pairs):
+        raise SourceError(f"source {uri!r} is not known; allowed: building:SEED?rooms=N&frames_per_room=M, in numbers")
+    default = BuildingConfig()
+    width, height = fitted(default.width, default.height, width, height)
+    numbers = {k: int(v) for k, _, v in pairs}
+    return Building(replace(default, seed=int(match[1] or default.seed), width=width, height=height, **numbers))
+
+
 class _Excerpt:
     """Every `stride`-th frame of a source from `start` on; everything else is the source's own."""
 
@@ -127,6 +145,9 @@ class _Excerpt:
         return len(self._frames)
 
     def __iter__(self) -> Iterator[Frame]:
+        excerpt = getattr(self._source, "excerpt", None)
+        if excerpt is not None:  # frames that can be made one by one need not be made to be left out
+            return iter(excerpt(self._frames))
         return islice(iter(self._source), self._frames.start, self._frames.stop, self._frames.step)
 
     def __getattr__(self, name: str) -> object:

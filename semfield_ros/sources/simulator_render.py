@@ -6,6 +6,7 @@ depth map seen from the lamp (Williams 1978), filtered bilinearly (percentage-cl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
@@ -87,6 +88,27 @@ class Caster:
         normal[facing] *= -1
         shape = (camera.height, camera.width)
         return Cast(geom.reshape(shape), depth.astype(np.float32).reshape(shape), normal.reshape(*shape, 3))
+
+
+def object_scenes(objects: tuple[Placed, ...]) -> tuple[Scene, ...]:
+    """Each object as a model of its own, for `cast_objects`."""
+    return tuple(compile_scene((item,)) for item in objects)
+
+
+def cast_objects(
+    scenes: tuple[Scene, ...], objects: tuple[Placed, ...], camera: Camera, T_table_camera: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """What an image shows of each object: flat pixels, z-depths, normals [.., 3] and geoms of its own scene, where hit.
+
+    Only rays inside an object's outline are cast. The camera's pose is in the table's frame.
+    """
+    T = np.asarray(T_table_camera, dtype=np.float64)
+    rays = image_directions(camera).reshape(-1, 3).astype(np.float64) @ T[:3, :3].T
+    for scene, item in zip(scenes, objects, strict=True):
+        work = (scene.model, scene.data, OBJECT_GROUP, 0, outline(item, camera, T), rays, T[:3, 3])
+        pixels, geom, distance, normals = _shoot(work)
+        hit = geom >= 0
+        yield pixels[hit], distance[hit].astype(np.float32), normals[hit].astype(np.float32), geom[hit]
 
 
 def _shoot(work: tuple[Any, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -207,7 +229,7 @@ def _noise_volume() -> np.ndarray:
     return np.clip(field / (2.2 * field.std()), -1, 1).astype(np.float32)
 
 
-def _solid_noise(points: np.ndarray, cells_per_m: float) -> np.ndarray:
+def solid_noise(points: np.ndarray, cells_per_m: float) -> np.ndarray:
     """The noise field at points [N, 3], nearest cell: [N] float32."""
     cell = (points * np.float32(cells_per_m)).astype(np.int32) & 63
     return _noise_volume().reshape(-1)[(cell[:, 0] * 64 + cell[:, 1]) * 64 + cell[:, 2]]
@@ -266,12 +288,12 @@ class Shader:
         """Brightness of the surface pattern at points [N, 3]: [N] float32 around 1."""
         look = self.look
         strength = np.float32(0.09 * look.texture)
-        factor = 1 + strength * _solid_noise(points, 300.0)
+        factor = 1 + strength * solid_noise(points, 300.0)
         table = np.flatnonzero(semantic == CLASS_NAMES.index("table"))
         along, across = (0, 1) if look.wood_axis == 0 else (1, 0)
         p = points[table]
         stretched = np.stack([p[:, along] * 5, p[:, across] * 60, p[:, 2] * 60], axis=1)
-        grain = _solid_noise(stretched, 1.0)
+        grain = solid_noise(stretched, 1.0)
         rings = np.sin(p[:, across] * np.float32(70) + 3 * grain + 2.5 * np.sin(p[:, along] * np.float32(4)))
         factor[table] += np.float32(look.wood) * (0.09 * grain + 0.07 * rings)
         floor = np.flatnonzero(semantic == CLASS_NAMES.index("floor"))
