@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +32,11 @@ class SurfaceCloud:
 
     def __len__(self) -> int:
         return len(self.points)
+
+    @cached_property
+    def found(self) -> dict[Hashable, Any]:
+        """What was worked out from these points alone, kept for the next who asks; nobody changes a cloud."""
+        return {}
 
     def __getitem__(self, rows: np.ndarray) -> SurfaceCloud:
         """The selected points, as a SurfaceCloud."""

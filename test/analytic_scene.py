@@ -87,10 +87,10 @@ def stream(n: int, blocks=BLOCKS, first_s: float = 0.0) -> list[Frame]:
     return [frame_at(T, first_s + 0.1 * i, blocks) for i, T in enumerate(ring(n))]
 
 
-def mapped(n: int, config: SemfieldConfig = SMALL, steps: int = 0) -> Mapping:
+def mapped(n: int, config: SemfieldConfig = SMALL, steps: int = 0, device: str = "cpu") -> Mapping:
     """A map of the first n frames of the stream, with the stub encoder's features, trained so many steps."""
     encoder = create(EncoderConfig(name="stub"))
-    mapping = Mapping(config, encoder.dim, "cpu")
+    mapping = Mapping(config, encoder.dim, device)
     for frame in stream(n):
         target = encoder.encode_frame(frame)
         mapping.saw(frame)

@@ -9,11 +9,14 @@ from analytic_scene import CAMERA
 from rich.console import Console
 
 from semfield_ros.benchmarks import ablation
+from semfield_ros.benchmarks.ablation_settings import BASE, Setting, settings
 from semfield_ros.config import demo_config
 from semfield_ros.engine import Engine
 from semfield_ros.errors import ConfigError
 from semfield_ros.evaluation.measured import Faults, MeasuredEncoder
+from semfield_ros.evaluation.surface import COMPLETION_M, VISIBLE_M, Surface, rate
 from semfield_ros.frame import make_frame
+from semfield_ros.geometry import visible
 
 NAMES = ("void", "left", "right")
 EXACT = Faults(patch_px=4, window_px=4, noise=0.0, wrong_views=0.0)
@@ -83,23 +86,67 @@ def test_another_window_is_another_encoder():
     assert a.cache_key != b.cache_key and b.window.kernel.shape[0] > a.window.kernel.shape[0]
 
 
+def test_settings_vary_what_they_say():
+    every = list(settings())
+    assert len({s.name for s in every}) == len(every)
+    assert sum(s.corner for s in every) == 3 * 3 * 2 and all(s.counted for s in every if s.corner)
+    assert {s.name for s in every if not s.counted} == {
+        "declared 64, not fitted", "field fitted per pixel", "no smoothness prior"
+    }  # fmt: skip
+    train = Setting("x", BASE, smooth=False, fit_window=False).training(demo_config().train, 7)
+    assert train.smoothness == 0 and not train.fit_window and train.through_window and train.seed == 7
+
+
+def test_poses_err_by_what_they_say():
+    rng = np.random.default_rng(0)
+    setting = Setting("x", BASE, pose_mm=12, pose_deg=1.2)
+    moved = [setting.jittered(halves(), rng).T_world_camera for _ in range(400)]
+    shift_m = np.sqrt(np.mean([np.square(T[:3, 3]).sum() for T in moved]))
+    turn_rad = [np.arccos(np.clip((np.trace(T[:3, :3]) - 1) / 2, -1, 1)) for T in moved]
+    assert shift_m == pytest.approx(0.012, rel=0.1)
+    assert np.degrees(np.sqrt(np.mean(np.square(turn_rad)))) == pytest.approx(1.2, rel=0.1)
+    assert Setting("y", BASE).jittered(halves(), rng).T_world_camera is not None
+
+
+def test_a_name_that_no_setting_has_is_refused():
+    with pytest.raises(ConfigError, match="no setting's name contains 'moon'"):
+        ablation.run(console=Console(), as_json=False, seeds=1, train_s=1.0, only="moon")
+
+
+def test_hidden_surface_is_what_no_camera_looked_at_but_close_to_what_one_did():
+    pytest.importorskip("mujoco", reason="the extra [sim] is not installed")
+    from semfield_ros.sources.simulator import Simulator, SimulatorConfig
+
+    simulator = Simulator(SimulatorConfig(seed=0, frames=12, width=80, height=60, processes=0))
+    frames = tuple(simulator)
+    half, whole = Surface.of(simulator, frames[:6]), Surface.of(simulator, frames)
+    assert len(half.hidden) > 3 * len(whole.hidden) > 0 or len(half.hidden) > 100
+    assert len(half.points) < len(whole.points) and len(half.boundary) == len(half.points)
+    for frame in frames[:6]:
+        exact = simulator.cast(frame.T_world_camera).depth_m
+        mask, _ = visible(frame.camera, frame.T_world_camera, exact, half.hidden, tolerance_m=VISIBLE_M)
+        assert not mask.any()
+    away = np.linalg.norm(half.hidden[:, None] - half.points[None], axis=2).min(1)
+    assert away.max() <= COMPLETION_M
+    assert not len(Surface.of(simulator).hidden), "nothing is hidden from no camera"
+
+
 @pytest.mark.slow
 def test_the_field_beats_the_voxel_average_where_features_are_coarse_and_noisy():
     """Patches of 16 pixels seen through 32, noise .5, a fifth of the views wrong: 150 steps on one scene."""
     pytest.importorskip("mujoco", reason="the extra [sim] is not installed")
-    from semfield_ros.sources.simulator import Simulator, SimulatorConfig
-
-    simulator = Simulator(SimulatorConfig(seed=0, frames=30, width=160, height=120))
-    surface, names = ablation.Surface.of(simulator), tuple(simulator.class_names)
+    truth, surface, frames = ablation.recording(0, 30, 1.0)
     config = demo_config()
     config = replace(config, memory=replace(config.memory, min_translation_m=1e-6, min_rotation_deg=1e-6))
-    with Engine(config, MeasuredEncoder(names, ablation.BASE)) as engine:
+    here = sorted(set(surface.semantic.tolist()))
+    with Engine(config, MeasuredEncoder(truth.classes, BASE)) as engine:
         engine.pause()
-        for frame in simulator:
+        for frame in frames:
             engine.submit(frame, block=True)
         engine.drain()
         engine.train(steps=150)
-        field, points = (ablation.rated(engine, surface, names, m)["miou"] for m in ("field", "points"))
+        texts = engine.prompts.encode([truth.classes[i] for i in here], [])
+        field, points = (rate(engine.snapshot(), texts, here, surface, m)["miou"] for m in ("field", "points"))
     assert field > points + 0.1 and field > 0.5
 
 
@@ -113,3 +160,5 @@ def test_the_ablation_reports_what_it_measured(capsys):
     (setting,) = report["settings"]
     assert setting["miou_field"] == report["miou_field"] and 0 < report["miou_points"] < 1
     assert report["worst_gain"] == pytest.approx(report["miou_field"] - report["miou_points"], abs=1e-4)
+    for name in ("localisation", "boundary_error", "fmiou", "query_ms", "bytes"):
+        assert all(setting[f"{name}_{m}"] >= 0 for m in ("field", "points", "auto"))

@@ -158,7 +158,7 @@ def test_newer_formats_are_refused_by_name(saved, tmp_path):
     path = tmp_path / "newer.semfield"
     rewritten(saved, path, lambda d: d.update(format=checkpoint.FORMAT + 1))
     for read in (load, checkpoint.describe):
-        with pytest.raises(CheckpointError, match=r"format 2, this program reads up to 1; update"):
+        with pytest.raises(CheckpointError, match=r"format 3, this program reads up to 2; update"):
             read(path)
 
 

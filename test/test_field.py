@@ -185,7 +185,8 @@ def test_a_detached_head_does_not_move_its_grid():
     for name, moves in (("a", False), ("b", True)):
         points = torch.rand(20, 3)
         field.head(name).hidden(field.encode("feature", points), None).sum().backward()
-        assert bool(field.grid("feature").table.grad.any()) == moves
+        grad = field.grid("feature").table.grad
+        assert (grad is not None and bool(grad.any())) == moves
 
 
 # ---- rendering -----------------------------------------------------------------------------------------------------
@@ -334,7 +335,8 @@ def test_language_never_shapes_geometry_and_geometry_never_shapes_language():
     mapping = mapped(6)
     trainer, replay, field = mapping.trainer, mapping.replay, mapping.field
     batch = replay.patches(64, 4, True, 0.3, trainer.generator)
-    trainer._patch_loss(batch).backward()
+    means, _ = trainer._composited(batch, None)
+    trainer._patch_loss(batch, means).backward()
     reached = gradients(field)
     assert {n for n, yes in reached.items() if yes} and all(
         n.startswith(("grids.feature", "heads.language")) for n, yes in reached.items() if yes

@@ -129,6 +129,17 @@ def test_no_points_are_encoded_to_no_features():
         encoded.sum().backward()
 
 
+@needs_kernels
+@pytest.mark.parametrize("config", CONFIGS)
+def test_what_is_no_position_reads_and_writes_inside_the_table(config):
+    grid = grid_of(config)
+    nowhere = torch.tensor([[float("nan")] * 3, [float("inf")] * 3, [-float("inf")] * 3, [1e9, -1e9, 3.0]])
+    encoded = grid(nowhere)
+    assert encoded.shape == (4, grid.width)
+    encoded.sum().backward()
+    assert grid.table.grad.shape == grid.table.shape
+
+
 def test_no_gradient_goes_through_positions():
     p = positions(20).requires_grad_()
     grid_of(CONFIGS[1])(p).sum().backward()

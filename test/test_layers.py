@@ -8,7 +8,7 @@ import pytest
 PACKAGE = "semfield_ros"
 ORDER = [
     "errors", "config", "config_io", "geometry", "cloud", "frame", "messages", "sources", "encoders", "memory", "field",
-    "query", "objects", "answer", "mapping", "checkpoint", "engine", "export", "viewer", "session", "results",
+    "query", "objects", "answer", "mapping", "checkpoint", "shelf", "atlas", "atlas_files", "engine", "export", "viewer", "session", "offline", "offline_ray", "results",
     "progress", "evaluation", "wire", "node", "benchmarks", "cli",
 ]
 INDEPENDENT = {("encoders", "sources")}

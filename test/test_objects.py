@@ -13,6 +13,7 @@ from semfield_ros.cloud import SurfaceCloud
 from semfield_ros.config import GripperConfig, ObjectConfig
 from semfield_ros.errors import ConfigError, QueryError
 from semfield_ros.objects import confidence, find_objects, principal_box, upright_box
+from semfield_ros.objects.objects import supports_of
 from semfield_ros.objects.support import support_heights, support_patch
 
 WHITE, RED, BLUE, WOOD = (230, 230, 225), (200, 30, 30), (30, 60, 200), (150, 110, 70)
@@ -33,6 +34,16 @@ def wood(spacing=0.01, score=0.4):
 
 def centres(objects):
     return sorted(tuple(np.round(o.box.centre, 2) + 0.0) for o in objects)
+
+
+def test_the_supports_of_a_cloud_are_worked_out_once():
+    cloud = cloud_of((table(), WOOD))
+    up = np.array([0.0, 0.0, 1.0])
+    heights = supports_of(cloud, up, 0.012)
+    assert np.array_equal(heights, support_heights(cloud.points, cloud.normals, up, tolerance_m=0.012))
+    assert supports_of(cloud, up, 0.012) is heights
+    assert supports_of(cloud, -up, 0.012) is not heights, "for another direction of gravity"
+    assert supports_of(cloud[np.arange(len(cloud))], up, 0.012) is not heights, "another cloud knows nothing of it"
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)

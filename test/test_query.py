@@ -252,6 +252,17 @@ def test_map_cosines_by_hand():
     assert np.allclose(map_cosines(features, np.eye(3, dtype=np.float32)[:2]), [[1, 0], [0, 0], [0.6, 0.8]], atol=1e-3)
 
 
+def test_map_cosines_of_some_rows_with_known_lengths_are_those_of_all():
+    features, texts = np.random.default_rng(1).normal(size=(500, 64)).astype(np.float16), unit_rows(3, 64)
+    features[7] = 0
+    lengths = np.linalg.norm(features.astype(np.float32), axis=1)
+    rows = np.array([7, 3, 499, 3])
+    expected = map_cosines(features, texts)
+    assert np.abs(map_cosines(features, texts, lengths=lengths) - expected).max() < 1e-6
+    assert np.abs(map_cosines(features, texts, 3, rows=rows, lengths=lengths) - expected[rows]).max() < 1e-6
+    assert np.abs(map_cosines(features, texts, 3, rows=rows) - expected[rows]).max() < 1e-6
+
+
 def test_texts_of_another_encoder_are_refused(wide_field):
     with pytest.raises(QueryError, match=r"32 dimensions.*512"):
         field_cosines(wide_field, np.zeros((1, 3), np.float32), unit_rows(2, 32))
@@ -291,6 +302,29 @@ def test_default_points_are_the_maps_own(trained):
 
 
 @pytest.mark.filterwarnings("error")
+def test_a_map_known_in_part_answers_each_voxel_from_where_it_is_known(trained):
+    texts = texts_of("red", "blue")
+    created = np.where(np.arange(len(trained.cloud)) % 3 == 0, trained.step, 0)
+    measured = trained.measured & (np.arange(len(trained.cloud)) % 5 != 0)
+    mixed = replace(trained, created_step=created, measured=measured)
+    for where in (None, trained.cloud.points):
+        field, points = (score_points(trained, texts, where, source=m) for m in ("field", "points"))
+        rows = np.arange(len(measured)) if where is None else mixed.rows_of(where)
+        found = score_points(mixed, texts, where)
+        assert np.array_equal(found.seen, measured[rows])
+        assert np.array_equal(found.from_field, (measured & (created == 0))[rows])
+        expected = np.where(found.from_field[:, None], field.cosine, points.cosine)
+        assert np.abs(found.cosine - np.where(found.seen[:, None], expected, 0)).max() < 1e-5
+        assert not found.relevancy[~found.seen].any()
+
+
+def test_rows_that_are_known_already_change_nothing(trained):
+    texts, points = texts_of("red"), np.array([RED_TOP, BLUE_TOP, (9.0, 9.0, 9.0)], np.float32)
+    once = score_points(trained, texts, points)
+    again = score_points(trained, texts, points, rows=trained.rows_of(points))
+    assert np.array_equal(once.relevancy, again.relevancy) and np.array_equal(once.seen, again.seen)
+
+
 def test_unseen_points_abstain(trained):
     """Unseen is not background: nothing is claimed about it."""
     points = np.array([[0, 0, 2.0], [50, 0, 0], [np.nan, 0, 0], [0, np.inf, 0], [1e30, 0, 0], RED_TOP])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from analytic_scene import BLOCKS, CAMERA, SMALL, frame_at, ring
+from analytic_scene import BLOCKS, CAMERA, SMALL, frame_at, mapped, ring
 
 from semfield_ros.config import EncoderConfig, MemoryConfig
 from semfield_ros.encoders import create
@@ -369,3 +369,27 @@ def test_neighbours_lie_on_the_surface_and_weigh_little_across_edges():
     # a table pixel within a millimetre of a block counts as the block above, hence not all
     assert float((pairs.weight[apart] < 0.05).float().mean()) > 0.98, "red, blue and white are far apart"
     assert (pairs.weight >= 0).all() and (pairs.weight <= 1).all()
+
+
+def test_kernels_draw_what_torch_draws(monkeypatch):
+    """The same random numbers give the same rays, windows and pairs, with numba and without."""
+    from semfield_ros.memory import replay as replays
+
+    if replays.rays_cpu is None:
+        pytest.skip("numba is not installed")
+    replay = mapped(4).replay
+    found = []
+    for enabled in (True, False):
+        if not enabled:
+            monkeypatch.setattr(replays, "rays_cpu", None)
+        generator = torch.Generator().manual_seed(6)
+        found.append((
+            replay.rays(300, 0.3, generator), replay.neighbours(500, generator),
+            replay.patches(40, 6, True, 0.3, generator, 3.0), replay.patches(40, 6, False, 0.3, generator),
+        ))  # fmt: skip
+    for fast, slow in zip(*found):
+        for name, expected in vars(slow).items():
+            actual = getattr(fast, name)
+            assert actual.shape == expected.shape and actual.dtype == expected.dtype, name
+            assert torch.allclose(actual.float(), expected.float(), atol=2e-6), name
+    assert not found[0][2].valid.all() and len(found[0][1].weight) > 100

@@ -2,183 +2,232 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from scipy.spatial import cKDTree
-from scipy.spatial.transform import Rotation
+from rich.progress import Progress
 
+from ..answer import answer
 from ..config import SemfieldConfig, demo_config
 from ..engine import Engine
-from ..evaluation.measured import Faults, MeasuredEncoder
-from ..evaluation.metrics import confusion_matrix, segmentation
+from ..errors import ConfigError
+from ..evaluation.measured import MeasuredEncoder
+from ..evaluation.simulated import Truth
+from ..evaluation.surface import Surface, rate
+from ..field.snapshot import Snapshot
 from ..frame import Frame
+from ..query.prompt import EncodedPrompts, PromptEncoder
 from ..query.scores import Source, score_points
+from .ablation_settings import Setting, settings
+from .online import ask_recorded, open_recording, paused_engine
 from .report import json_line, mean, show_table
 
 MAPS: tuple[Source, ...] = ("field", "points", "auto")
-BOUNDARY_M = 0.015
-"""Surface this near to another class is boundary."""
-POINTS = 12_000
 WIDTH = 160
 """Of the frames: a patch of 16 pixels is then as coarse as a ViT-B/16's at 224 pixels is in a wider view."""
+CORNER_SCENES = 2
+"""Scenes of each corner of the factorial; the settings that vary one thing have all."""
+MARKS = 8
+"""Times at which the field's way to its final mIoU is looked at."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One row of the ablation: what the encoder and the poses do wrong, how many views there are."""
+@lru_cache(maxsize=32)
+def recording(seed: int, views: int, arc: float) -> tuple[Truth, Surface, tuple[Frame, ...]]:
+    """A simulated table: its truth, its surface (hidden or not from these frames), and frames at their true poses."""
+    from ..sources.simulator import Simulator, SimulatorConfig
+    from ..sources.simulator_objects import KINDS
 
-    name: str
-    faults: Faults
-    views: int = 30
-    pose_mm: float = 0.0
-    pose_deg: float = 0.0
-    through_window: bool = True
-    smooth: bool = True
-
-
-BASE = Faults(patch_px=16, window_px=32, noise=0.5, wrong_views=0.2)
+    simulator = Simulator(SimulatorConfig(seed=seed, frames=views, width=WIDTH, height=WIDTH * 3 // 4))
+    frames = tuple(simulator)[: max(1, round(arc * views))]
+    truth = Truth.of(simulator, [kind.name for kind in KINDS], samples=100)
+    return truth, Surface.of(simulator, frames), frames
 
 
-def settings() -> Iterator[Setting]:
-    """One thing varied at a time around patch 16, window 32, noise .5, 20% wrong views, 30 views, exact poses."""
-    yield Setting("base: patch 16, window 32", BASE)
-    yield Setting("no noise", replace(BASE, noise=0.0, wrong_views=0.0))
-    yield Setting("noise .3, 10% wrong", replace(BASE, noise=0.3, wrong_views=0.1))
-    yield Setting("noise 1, 30% wrong", replace(BASE, noise=1.0, wrong_views=0.3))
-    yield Setting("patch 8, window 24", replace(BASE, patch_px=8, window_px=24))
-    yield Setting("patch 8, no blur", replace(BASE, patch_px=8, window_px=8))
-    yield Setting("patch 16, window 48", replace(BASE, window_px=48))
-    yield Setting("poses 4 mm, .4 deg off", BASE, pose_mm=4, pose_deg=0.4)
-    yield Setting("poses 12 mm, 1.2 deg off", BASE, pose_mm=12, pose_deg=1.2)
-    yield Setting("8 views", BASE, views=8)
-    yield Setting("12 views, noise 1, 30% wrong", replace(BASE, noise=1.0, wrong_views=0.3), views=12)
-    yield Setting("window assumed 16 instead of 32", replace(BASE, assumed_window_px=16))
-    yield Setting("window assumed 64 instead of 32", replace(BASE, assumed_window_px=64))
-    yield Setting("field fitted per pixel", BASE, through_window=False)
-    yield Setting("no smoothness prior", BASE, smooth=False)
+def localisation(
+    truth: Truth, snapshot: Snapshot, texts: PromptEncoder, config: SemfieldConfig, source: Source
+) -> float:
+    """Share of the kinds on the table whose best object lies in the box of one of them."""
+    kinds = list(dict.fromkeys(truth.kinds))
+    found = answer(snapshot, texts, kinds, config=config, source=source, grasps=False)
+    hits = [bool(p.objects) and truth.right(k, p.objects[0].box.centre) for k, p in zip(kinds, found.prompts)]
+    return float(np.mean(hits))
 
 
-def jittered(frame: Frame, setting: Setting, rng: np.random.Generator) -> Frame:
-    """The frame with an erroneous pose."""
-    if not (setting.pose_mm or setting.pose_deg):
-        return frame
-    T = frame.T_world_camera.copy()
-    T[:3, 3] += rng.normal(size=3) * setting.pose_mm / 1000 / math.sqrt(3)
-    turn = rng.normal(size=3) * np.radians(setting.pose_deg) / math.sqrt(3)
-    T[:3, :3] = T[:3, :3] @ Rotation.from_rotvec(turn).as_matrix()
-    return replace(frame, T_world_camera=T)
-
-
-@dataclass(frozen=True)
-class Surface:
-    """Exact surface samples: points [N, 3], semantic [N], whether at a boundary between classes, or unseen [N]."""
-
-    points: np.ndarray
-    semantic: np.ndarray
-    boundary: np.ndarray
-
-    @classmethod
-    def of(cls, simulator: Any) -> Surface:
-        points, _, semantic, _ = simulator.surface_points(POINTS)
-        labelled = semantic > 0
-        points, semantic = points[labelled], semantic[labelled]
-        boundary = np.zeros(len(points), bool)
-        for label in np.unique(semantic):
-            other = semantic != label
-            if other.any():
-                distance, _ = cKDTree(points[other]).query(points[~other], distance_upper_bound=BOUNDARY_M)
-                boundary[~other] = np.isfinite(distance)
-        return cls(points, semantic, boundary)
-
-
-def rated(engine: Engine, surface: Surface, names: tuple[str, ...], source: Source) -> dict[str, float]:
-    """mIoU, frequency-weighted mIoU, error at boundaries, share of the surface that was seen."""
-    here = sorted(set(surface.semantic.tolist()))
-    scores = score_points(engine.snapshot(), engine.prompts.encode([names[i] for i in here], []), surface.points,
-                          source=source)  # fmt: skip
-    predicted = np.where(scores.seen, scores.cosine.argmax(1), -1)
-    truth = np.searchsorted(here, surface.semantic)
-    result = segmentation(confusion_matrix(predicted, truth, len(here)))
-    edge = surface.boundary & scores.seen
-    return {
-        "miou": result.miou,
-        "fmiou": result.frequency_weighted_iou,
-        "boundary_error": float((predicted != truth)[edge].mean()) if edge.any() else float("nan"),
-        "seen": float(scores.seen.mean()),
-    }
+def cost(snapshot: Snapshot, texts: EncodedPrompts, source: Source) -> dict[str, float]:
+    """Milliseconds to score all voxels, the best of three; bytes that answers of this map are read from."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        score_points(snapshot, texts, source=source)
+        times.append(time.perf_counter() - started)
+    cloud = snapshot.cloud
+    found = snapshot.keys.nbytes + sum(a.nbytes for a in (cloud.points, snapshot.measured, snapshot.created_step))
+    if source != "field":
+        found += snapshot.features.nbytes
+    if source != "points" and snapshot.field is not None:
+        head = snapshot.field.head("language")
+        parts = (snapshot.field.grid(head.config.grid), head)
+        found += sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+    return {"query_ms": 1000 * min(times), "bytes": found}
 
 
 def measure(config: SemfieldConfig, setting: Setting, seed: int, train_s: float) -> dict[str, Any]:
     """One setting on one scene: figures of every map, seconds to 95% of the final mIoU of the field."""
-    from ..sources.simulator import Simulator, SimulatorConfig
-
-    simulator = Simulator(SimulatorConfig(seed=seed, frames=setting.views, width=WIDTH, height=WIDTH * 3 // 4))
-    surface, names = Surface.of(simulator), tuple(simulator.class_names)
-    train = replace(config.train, through_window=setting.through_window, seed=seed)
-    if not setting.smooth:
-        train = replace(train, smoothness=0.0)
+    truth, surface, frames = recording(seed, setting.views, setting.arc)
     memory = replace(config.memory, min_translation_m=1e-6, min_rotation_deg=1e-6)
-    config = replace(config, train=train, memory=memory)
-    encoder = MeasuredEncoder(names, replace(setting.faults, seed=seed))
+    config = replace(config, train=setting.training(config.train, seed), memory=memory)
+    encoder = MeasuredEncoder(truth.classes, replace(setting.faults, seed=seed))
+    here = sorted(set(surface.semantic.tolist()))
     rng = np.random.default_rng(seed)
     with Engine(config, encoder) as engine:
         engine.pause()
-        for frame in simulator:
-            engine.submit(jittered(frame, setting, rng), block=True)
+        for frame in frames:
+            engine.submit(setting.jittered(frame, rng), block=True)
         engine.drain()
+        texts = engine.prompts.encode([truth.classes[i] for i in here], [])
         curve, spent = [], 0.0
         while spent < train_s - 1e-6:
-            slice_s = min(max(1.0, train_s / 8), train_s - spent)
+            slice_s = min(max(0.5, train_s / MARKS), train_s - spent)
             engine.train(seconds=slice_s)
             spent += slice_s
-            curve.append((spent, rated(engine, surface, names, "field")["miou"]))
-        figures: dict[str, Any] = {m: rated(engine, surface, names, m) for m in MAPS}
-        figures["steps"] = engine.snapshot().step
+            curve.append((spent, rate(engine.snapshot(), texts, here, surface, "field")["miou"]))
+        snapshot = engine.snapshot(fresh=True)
+        trainer = engine.run(lambda mapping: mapping.trainer).result()
+        figures: dict[str, Any] = {
+            m: rate(snapshot, texts, here, surface, m) | cost(snapshot, texts, m)
+            | {"localisation": localisation(truth, snapshot, engine.prompts, config, m)}
+            for m in MAPS
+        }  # fmt: skip
+    figures["steps"] = snapshot.step
+    figures["window_size"] = trainer.window.size if trainer else float("nan")
     figures["t95_s"] = next(t for t, miou in curve if miou >= 0.95 * curve[-1][1])
     return figures
 
 
-def run(*, console: Console, as_json: bool, seeds: int, train_s: float, only: str = "") -> int:
-    """All settings on `seeds` scenes; field, points (what voxel maps do) and auto (both) in the same run."""
-    rows: list[list[Any]] = []
+def measured(setting: Setting, seeds: int, train_s: float, tell: Progress, task: Any) -> dict[str, Any]:
+    """One row: means over scenes of each map's figures, named like `miou_field`."""
+    scenes = []
+    for seed in range(min(seeds, CORNER_SCENES) if setting.corner else seeds):
+        scenes.append(measure(demo_config(), setting, seed, train_s))
+        tell.advance(task)
+    gains = [s["field"]["miou"] - s["points"]["miou"] for s in scenes]
+    return {
+        "name": setting.name, "counted": setting.counted, "scenes": len(scenes), **asdict(setting.faults),
+        **{k: v for k, v in asdict(setting).items() if k not in ("name", "faults")},
+        "worst_scene_gain": min(gains),
+        **{k: mean([s[k] for s in scenes]) for k in ("t95_s", "steps", "window_size")},
+        **{f"{k}_{m}": mean([s[m][k] for s in scenes]) for m in MAPS for k in scenes[0][m]},
+    }  # fmt: skip
+
+
+def recorded(folder: Path, text_table: Path | None, train_s: float) -> dict[str, Any]:
+    """A row for a real recording: its 2-D masks as features, labelled boxes as truth (`bench online` tells how)."""
+    config, labelled, keyframes, _ = open_recording(folder, text_table)
+    engine, _ = paused_engine(config, keyframes)
+    with engine:
+        engine.train(seconds=train_s)
+        snapshot = engine.snapshot(fresh=True)
+        _, scores = ask_recorded(engine, snapshot, config, labelled, MAPS)
+        texts = engine.prompts.encode([next(iter(labelled.values()))["names"][0]])
+        figures = {m: scores[m] | cost(snapshot, texts, m) for m in MAPS}
+    gain = figures["field"]["miou"] - figures["points"]["miou"]
+    return {
+        "name": folder.name, "counted": True, "scenes": 1, "views": len(keyframes), "train_s": train_s,
+        "worst_scene_gain": gain, "steps": snapshot.step,
+        **{f"{k}_{m}": v for m in MAPS for k, v in figures[m].items()},
+    }  # fmt: skip
+
+
+def run(
+    *,
+    console: Console,
+    as_json: bool,
+    seeds: int,
+    train_s: float,
+    only: str = "",
+    source: str = "simulator",
+    text_table: Path | None = None,
+) -> int:
+    """All settings whose name contains `only`, on `seeds` simulated scenes (corners on CORNER_SCENES) and, where
+    `source` is a 7-Scenes folder, on that; field, points (what voxel maps do) and auto (both) in the same run."""
+    chosen = [setting for setting in settings() if only in setting.name]
+    folder = None if source == "simulator" or only not in Path(source).name else Path(source)
+    if not chosen and folder is None:
+        names = ", ".join(repr(setting.name) for setting in settings())
+        raise ConfigError(f"no setting's name contains {only!r}; there are: {names}")
+    log = logging.getLogger("semfield_ros.mapping")
+    level = log.level
+    log.setLevel(logging.WARNING)  # budgets of a hundred maps
     found: list[dict[str, Any]] = []
-    for setting in settings():
-        if only not in setting.name:
-            continue
-        scenes = [measure(demo_config(), setting, seed, train_s) for seed in range(seeds)]
-        average = {m: {k: mean([s[m][k] for s in scenes]) for k in scenes[0][m]} for m in MAPS}
-        gains = [s["field"]["miou"] - s["points"]["miou"] for s in scenes]
-        found.append(
-            {
-                "name": setting.name, **asdict(setting.faults), "views": setting.views, "pose_mm": setting.pose_mm,
-                "pose_deg": setting.pose_deg, "through_window": setting.through_window, "smooth": setting.smooth,
-                "worst_scene_gain": min(gains), "t95_s": mean([s["t95_s"] for s in scenes]),
-                **{f"{k}_{m}": v for m in MAPS for k, v in average[m].items()},
-            }
-        )  # fmt: skip
-        f, p, a = (average[m] for m in MAPS)
-        rows.append([
-            setting.name, p["miou"], f["miou"], a["miou"], f["miou"] - p["miou"], min(gains), p["fmiou"], f["fmiou"],
-            p["boundary_error"], f["boundary_error"], found[-1]["t95_s"],
-        ])  # fmt: skip
-        console.print(f"{setting.name}: " + ", ".join(f"{m} {average[m]['miou']:.3f}" for m in MAPS), markup=False)
-    show_table(
-        console, f"{seeds} simulated tables, {train_s:g} s of training; the encoder's faults are known",
-        ["setting", "mIoU points", "field", "auto", "gain", "worst scene", "f-mIoU points", "field",
-         "wrong at edges points", "field", "95% s"], rows,
-    )  # fmt: skip
+    total = sum(min(seeds, CORNER_SCENES) if s.corner else seeds for s in chosen)
+    try:
+        if chosen:
+            recording.cache_clear()
+            measure(demo_config(), chosen[0], 0, 0.5)  # kernels are compiled on first use
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("ablation", total=total)
+            for setting in chosen:
+                found.append(measured(setting, seeds, train_s, bar, task))
+                figures = ", ".join(f"{m} {found[-1][f'miou_{m}']:.3f}" for m in MAPS)
+                bar.console.print(f"{setting.name}: {figures}", markup=False, highlight=False)
+        if folder is not None:
+            found.append(recorded(folder, text_table, 3 * train_s))
+    finally:
+        log.setLevel(level)
+    show(console, found, seeds, train_s)
     report = {
         "bench": "ablation", "scenes": seeds, "train_s": train_s,
         **{f"miou_{m}": mean([s[f"miou_{m}"] for s in found]) for m in MAPS},
         # of what the field is run as: the settings that switch a part of it off are there to show what it is for
-        "worst_gain": min(s["miou_field"] - s["miou_points"] for s in found if s["through_window"] and s["smooth"]),
+        "worst_gain": min((s["miou_field"] - s["miou_points"] for s in found if s["counted"]), default=float("nan")),
+        "worst_gain_auto": min((s["miou_auto"] - s["miou_points"] for s in found if s["counted"]),
+                               default=float("nan")),
         "settings": found,
-    }
+    }  # fmt: skip
     if as_json:
         console.print(json_line(report), soft_wrap=True, highlight=False, markup=False)
     return 0
+
+
+def show(console: Console, found: Sequence[dict[str, Any]], seeds: int, train_s: float) -> None:
+    """The tables: how right, and at what price."""
+
+    def of(row: dict[str, Any], *names: str) -> list[Any]:
+        return [row.get(name, float("nan")) for name in names]
+
+    def named(columns: dict[str, str], *rest: list[Any]) -> list[list[Any]]:
+        return [[row["name"], *of(row, *columns.values()), *(r[i] for r in rest)] for i, row in enumerate(found)]
+
+    right = {
+        "points": "miou_points", "field": "miou_field", "auto": "miou_auto", "worst scene": "worst_scene_gain",
+        "f-mIoU pts": "fmiou_points", "f field": "fmiou_field", "t95 s": "t95_s", "window": "window_size",
+    }  # fmt: skip
+    gains = [row["miou_field"] - row["miou_points"] for row in found]
+    show_table(
+        console, f"mIoU; {seeds} simulated tables ({CORNER_SCENES} for corners), {train_s:g} s of training each",
+        ["setting", *right, "gain"], named(right, gains),
+    )  # fmt: skip
+    where = {
+        "edges pts": "boundary_error_points", "edges field": "boundary_error_field",
+        "object pts": "localisation_points", "object field": "localisation_field",
+        "hidden pts": "hidden_by_itself_points", "nearest": "hidden_points", "hidden field": "hidden_field",
+    }  # fmt: skip
+    show_table(
+        console, "wrong within 1.5 cm of an edge; right object found; right on surface that no camera saw",
+        ["setting", *where], named(where),
+    )  # fmt: skip
+    price = {
+        "steps": "steps", "ms points": "query_ms_points", "ms field": "query_ms_field", "ms auto": "query_ms_auto",
+    }  # fmt: skip
+    kilobytes = [[row[f"bytes_{m}"] / 1000 for row in found] for m in ("points", "field")]
+    show_table(
+        console, "what an answer takes and is read from", ["setting", *price, "kB points", "kB field"],
+        named(price, *kilobytes),
+    )  # fmt: skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -20,12 +21,12 @@ from ..evaluation.simulated import Truth
 from ..evaluation.simulated import rate as rate_simulated
 from ..field.snapshot import Snapshot
 from ..frame import Frame
-from ..query.scores import score_points
+from ..query.scores import Source, score_points
 from ..sources import open_source
 from .held_out import rate as rate_held_out
 from .report import json_line, mean, peak_rss_mb, show_table
 
-MAPS: tuple[Literal["field", "points"], ...] = ("field", "points")
+MAPS: tuple[Source, ...] = ("field", "points")
 UP = {"redkitchen": (0.007, -0.890, -0.455)}
 """Against gravity where a recording's axes are the first camera's: the normal of its table."""
 ABSENT = ("elephant", "airplane", "horse", "pizza", "toilet", "bicycle", "umbrella", "surfboard", "giraffe", "zebra")
@@ -44,7 +45,7 @@ def run(
     return 0
 
 
-def _paused_engine(config: SemfieldConfig, frames: list[Frame]) -> tuple[Engine, float]:
+def paused_engine(config: SemfieldConfig, frames: list[Frame]) -> tuple[Engine, float]:
     """A started engine that holds all frames and has not trained yet; and the seconds that mapping took."""
     engine = Engine(config)
     engine.start()
@@ -69,7 +70,7 @@ def simulated(console: Console, seeds: int, train_s: float) -> dict[str, Any]:
         simulator = Simulator(SimulatorConfig(seed=seed, frames=180))
         truth, frames = Truth.of(simulator, kinds), list(simulator)
         first_s = first_answer_s(config, frames, truth)
-        engine, map_s = _paused_engine(config, frames)
+        engine, map_s = paused_engine(config, frames)
         with engine:
             curve = []
             spent = 0.0
@@ -145,8 +146,10 @@ def first_answer_s(config: SemfieldConfig, frames: list[Frame], truth: Truth) ->
     return float("nan")
 
 
-def recorded(console: Console, folder: Path, train_s: float, text_table: Path | None) -> dict[str, Any]:
-    """A recording with hand-labelled boxes: 50 keyframes, every 8th frame held out; features from its 2-D masks."""
+def open_recording(
+    folder: Path, text_table: Path | None
+) -> tuple[SemfieldConfig, dict[str, Any], list[Frame], list[Frame]]:
+    """A 7-Scenes folder with objects.json: configuration, labelled boxes, 50 keyframes, every 8th frame (held out)."""
     boxes_file = folder / "objects.json"
     if not boxes_file.is_file():
         raise SourceError(f"{boxes_file} is missing; the benchmark needs labelled boxes beside the recording")
@@ -162,7 +165,13 @@ def recorded(console: Console, folder: Path, train_s: float, text_table: Path | 
     held_out_frames = frames[::8]
     kept = [f for i, f in enumerate(frames) if i % 8]
     keyframes = [kept[i] for i in np.linspace(0, len(kept) - 1, 50).round().astype(int)]
-    engine, map_s = _paused_engine(config, keyframes)
+    return config, labelled, keyframes, held_out_frames
+
+
+def recorded(console: Console, folder: Path, train_s: float, text_table: Path | None) -> dict[str, Any]:
+    """A recording with hand-labelled boxes: 50 keyframes, every 8th frame held out; features from its 2-D masks."""
+    config, labelled, keyframes, held_out_frames = open_recording(folder, text_table)
+    engine, map_s = paused_engine(config, keyframes)
     with engine:
         views = held_out_frames[::4]
         curve = []
@@ -173,7 +182,7 @@ def recorded(console: Console, folder: Path, train_s: float, text_table: Path | 
                 spent = mark
                 curve.append((mark, rate_held_out(engine.snapshot(fresh=True), views, pixels=1500, far_m=6.5)))
         status, snapshot = engine.status(), engine.snapshot(fresh=True)
-        rows, scores = _ask_recorded(engine, snapshot, config, labelled)
+        rows, scores = ask_recorded(engine, snapshot, config, labelled)
         absent = [w for w in ABSENT if _known(engine, w)]
         silent = {
             m: mean([float(not p.matched) for p in
@@ -229,13 +238,15 @@ def _prompts_of(engine: Engine, labelled: dict[str, Any]) -> dict[str, tuple[np.
     return {name: (np.array(a), np.array(b)) for name, (a, b) in boxes.items()}
 
 
-def _ask_recorded(
-    engine: Engine, snapshot: Snapshot, config: SemfieldConfig, labelled: dict[str, Any]
+def ask_recorded(
+    engine: Engine, snapshot: Snapshot, config: SemfieldConfig, labelled: dict[str, Any],
+    maps: Sequence[Source] = MAPS,
 ) -> tuple[list[list[Any]], dict[str, dict[str, float]]]:
+    """Every labelled name: rows of a table, and each map's localisation, share of its best points, mIoU, accuracy."""
     prompts = _prompts_of(engine, labelled)
     rows: list[list[Any]] = []
     scores: dict[str, dict[str, float]] = {}
-    for m in MAPS:
+    for m in maps:
         found = answer(snapshot, engine.prompts, list(prompts), config=config, source=m, grasps=False)
         hits, shares = [], []
         for q, (name, (lower, upper)) in enumerate(prompts.items()):
@@ -253,7 +264,7 @@ def _ask_recorded(
 
 
 def _label_boxes(
-    engine: Engine, snapshot: Snapshot, labelled: dict[str, Any], source: Literal["field", "points"]
+    engine: Engine, snapshot: Snapshot, labelled: dict[str, Any], source: Source
 ) -> dict[str, float]:
     """Closed-set labels of the points inside exactly one labelled box: its first known name against the others'."""
     names, lower, upper = [], [], []

@@ -47,10 +47,10 @@ class Window:
 
     @classmethod
     def box(cls, edge_px: float, pitch_px: float) -> Window:
-        """Uniform over a square of `edge_px` pixels."""
+        """Uniform over a square of `edge_px` pixels, in cells of about `pitch_px`."""
         half = max(0, round((edge_px / pitch_px - 1) / 2))
         n = 2 * half + 1
-        return cls(np.full((n, n), 1.0 / n**2, np.float32), pitch_px)
+        return cls(np.full((n, n), 1.0 / n**2, np.float32), edge_px / n)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from ..messages.poses import header_of, pose_of, time_of
 from ..messages.types import types
 from ..objects import Grasp, Object
 from ..objects.boxes import unit
-from ..objects.objects import SUPPORT_SPACING_M
-from ..objects.support import support_heights, support_patch
+from ..objects.objects import SUPPORT_SPACING_M, supports_of
+from ..objects.support import support_patch
 from ..viewer import gripper_lines, overlay
 from .palette import class_colour
 
@@ -111,7 +111,7 @@ def surroundings(cloud: SurfaceCloud, things: Sequence[Object], config: Semfield
         return []
     gripper, up = config.gripper, unit(config.objects.up)
     tolerance_m = config.objects.support_tolerance_m
-    heights = support_heights(cloud.points, cloud.normals, up, tolerance_m=tolerance_m)
+    heights = supports_of(cloud, up, tolerance_m)
     reach_m = gripper.finger_length_m + gripper.palm_depth_m + gripper.max_width_m
     found = []
     for thing in things:

@@ -124,6 +124,11 @@ def engine_finding(status: EngineStatus, samples_per_s: float, error: str, memor
     bad = [name for name, loss in (mapping.losses or {}).items() if not np.isfinite(loss)]
     if bad:
         return Finding("engine", ERROR, f"the loss of {', '.join(bad)} is not finite; reset the map", values)
+    if mapping.blocks > 1:
+        values |= {"blocks": mapping.blocks, "blocks awake": mapping.awake, "wakes": mapping.wakes}
+    if mapping.unreadable:
+        lost = f"{mapping.unreadable} blocks of the map are lost until they are seen again; look at the disk"
+        return Finding("engine", WARN, lost, values)
     return Finding("engine", OK, f"{mapping.voxels} voxels, {mapping.steps} steps", values)
 
 

@@ -14,8 +14,8 @@ from ..config import ObjectConfig
 from ..engine import Engine
 from ..field.snapshot import Snapshot
 from ..objects.boxes import unit
+from ..objects.objects import supports_of
 from ..objects.regions import grow_regions
-from ..objects.support import support_heights
 from ..query.labels import label_points
 from ..query.prompt import EncodedPrompts
 
@@ -64,7 +64,7 @@ def instances(cloud: SurfaceCloud, label: np.ndarray, config: ObjectConfig) -> n
     class. O(N log N).
     """
     up = unit(config.up)
-    heights = support_heights(cloud.points, cloud.normals, up, tolerance_m=config.support_tolerance_m)
+    heights = supports_of(cloud, up, config.support_tolerance_m)
     found, number = np.zeros(len(cloud), np.int32), 0
     order = np.argsort(label, kind="stable")
     starts = np.searchsorted(label[order], np.arange(int(label.max(initial=-1)) + 2))

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from ..answer import Answer
+from ..atlas import AnyMap
 from ..cloud import SurfaceCloud
 from ..engine import Engine
 from ..errors import EngineError
 from ..field.snapshot import Snapshot
-from ..mapping import Mapping
 from ..messages.clouds import to_cloud
 from ..messages.images import encode_colour, encode_depth
 from ..query.scores import Scores
@@ -344,5 +344,5 @@ class Outputs:
         )  # fmt: skip
 
 
-def _memory_bytes(mapping: Mapping) -> int:
-    return mapping.points.bytes + (mapping.replay.bytes if mapping.replay is not None else 0)
+def _memory_bytes(map: AnyMap) -> int:
+    return map.bytes

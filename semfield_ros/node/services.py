@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import checkpoint
 from ..answer import Answer
+from ..atlas_files import bytes_of
 from ..engine import Engine
 from ..errors import QueryError, SemfieldError
 from ..field.snapshot import Snapshot
@@ -297,7 +298,7 @@ class Services:
         path = self.engine.save(path, overwrite=request.overwrite)
         stamp_s = checkpoint.describe(path)["stamp_s"]
         header = map_header(float("nan") if stamp_s is None else stamp_s, self.config().global_frame)
-        return {"header": header, "size": path.stat().st_size}
+        return {"header": header, "size": bytes_of(path)}
 
     @_service
     def load_map(self, request: Any) -> dict[str, Any]:
@@ -392,7 +393,7 @@ class Services:
         return frame
 
     def _keyframes(self) -> list[Keyframe]:
-        return self.engine.run(lambda m: list(m.keyframes.items) if m.keyframes else []).result()
+        return self.engine.run(lambda m: m.remembered()).result()
 
 
 def _pixel(request: Any, camera: Camera) -> tuple[int, int]:

@@ -18,6 +18,18 @@ from .support import support_heights, support_patch
 SUPPORT_SPACING_M = 0.015
 
 
+def supports_of(cloud: SurfaceCloud, up: np.ndarray, tolerance_m: float) -> np.ndarray:
+    """`support_heights` of a cloud's finite points, worked out once a cloud."""
+    key = ("supports", *map(float, up), tolerance_m)
+    if key not in cloud.found:
+        with np.errstate(invalid="ignore"):
+            finite = (np.abs(cloud.points) < FARTHEST_M).all(axis=1)
+        points, normals = cloud.points[finite], cloud.normals[finite]
+        cloud.found[key] = support_heights(points, normals, up, tolerance_m=tolerance_m)
+    heights: np.ndarray = cloud.found[key]
+    return heights
+
+
 @dataclass(frozen=True)
 class Object:
     """One thing that matches a prompt.
@@ -104,11 +116,7 @@ def find_objects(
     if not (hit if seen is None else hit & seen).any():
         return []
     up = unit(config.up)
-    with np.errstate(invalid="ignore"):
-        finite = (np.abs(cloud.points) < FARTHEST_M).all(axis=1)
-    heights = support_heights(
-        cloud.points[finite], cloud.normals[finite], up, tolerance_m=config.support_tolerance_m
-    )
+    heights = supports_of(cloud, up, config.support_tolerance_m)
     regions = grow_regions(
         cloud, score, high=high, low=low, config=config, support_heights_m=heights, features=features, seen=seen
     )

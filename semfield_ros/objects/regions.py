@@ -42,12 +42,13 @@ def grow_regions(
     up = unit(config.up)
     heights = np.zeros(0) if support_heights_m is None else support_heights_m
     with np.errstate(invalid="ignore"):
-        active = (score >= low) & (np.abs(cloud.points) < FARTHEST_M).all(axis=1)
-    if seen is not None:
-        active &= seen
+        active = score >= low
+        if seen is not None:
+            active &= seen
+        rows = np.flatnonzero(active)
+        rows = rows[(np.abs(cloud.points[rows]) < FARTHEST_M).all(axis=1)]
     if features is not None:
-        active &= np.isfinite(features).all(axis=1)
-    rows = np.flatnonzero(active)
+        rows = rows[np.isfinite(features[rows]).all(axis=1)]
     if len(rows) < config.min_points or score[rows].max() < high:
         return []
     cloud, score = cloud[rows], np.asarray(score[rows], dtype=np.float64)

@@ -47,6 +47,7 @@ def prompts_like(snapshot: Snapshot, point: np.ndarray, radius_m: float | None =
     if at.shape != (3,) or not np.isfinite(at).all():
         raise QueryError(f"point is {point!r}; expected three finite numbers [m]")
     reach_m = 1.5 * snapshot.voxel_size_m if radius_m is None else radius_m
+    snapshot = snapshot.within(at - reach_m, at + reach_m)
     distance_m = np.linalg.norm(snapshot.cloud.points - at, axis=1)
     near = np.flatnonzero((distance_m <= reach_m) & snapshot.measured)
     if not len(near):

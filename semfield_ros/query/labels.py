@@ -10,7 +10,7 @@ from ..cloud import sureness
 from ..errors import QueryError
 from ..field.snapshot import Snapshot
 from .prompt import EncodedPrompts
-from .scores import Source, score_points
+from .scores import Source, checked, score_points
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,15 @@ def label_points(
     """
     if score == "relevancy" and not len(encoded.negatives):
         raise QueryError("relevancy needs at least one negative; give some or ask for raw cosines")
-    found = score_points(snapshot, encoded, points, source=source, temperature=temperature)
+    rows = None
+    if points is not None:
+        points = checked(points)
+        rows = snapshot.rows_of(points)
+    found = score_points(snapshot, encoded, points, source=source, temperature=temperature, rows=rows)
     values = found.relevancy if score == "relevancy" else found.cosine
     label = found.cosine.argmax(1).astype(np.int32)
     known = found.seen if least is None else found.seen & (values[np.arange(len(label)), label] >= least)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite: unseen
-        rows = np.arange(len(label)) if points is None else snapshot.rows_of(np.asarray(points, np.float32))
-    surface = np.zeros(len(label), np.float32)
-    surface[rows >= 0] = sureness(snapshot.cloud.observations[rows[rows >= 0]])
+    surface = sureness(snapshot.cloud.observations if rows is None else snapshot.cloud.observations[rows])
+    if rows is not None:
+        surface[rows < 0] = 0.0
     return Labels(np.where(known, label, -1).astype(np.int32), values, surface, found.seen)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..errors import QueryError
-from ..field.render import render
+from ..field.render import Rendering, render
 from ..field.snapshot import Snapshot
 from ..geometry import Camera, image_directions, transform_points
 from .prompt import EncodedPrompts
@@ -68,7 +68,7 @@ def render_view(
     rays = torch.from_numpy(np.ascontiguousarray(local @ T[:3, :3].T)).to(device)
     origins = torch.from_numpy(T[:3, 3].copy()).to(device).expand_as(rays)
     heads = ("rgb", "language") if features else ("rgb",)
-    out = render(field, origins, rays, heads, far_m=far_m)
+    out = _render_blocks(snapshot, origins, rays, heads, far_m)
     depth_m = out.depth.cpu().numpy()
     relevancy = None
     if texts is not None:
@@ -85,3 +85,34 @@ def render_view(
         out.outputs["language"].cpu().numpy().reshape(*shape, -1) if features else None,
         relevancy,
     )
+
+
+def _render_blocks(
+    snapshot: Snapshot, origins: torch.Tensor, rays: torch.Tensor, heads: tuple[str, ...], far_m: float
+) -> Rendering:
+    """Every block shows what lies in its own space; of several the nearest is seen. O(blocks in reach x rays)."""
+    eye = origins[0].cpu().numpy().astype(np.float64)
+    reach_m = far_m * float(rays.norm(dim=-1).max())
+    best: Rendering | None = None
+    for block in snapshot.within(eye - reach_m, eye + reach_m).blocks():
+        if block.snapshot.field is None or (heads[1:] and not block.snapshot.language):
+            continue
+        out = render(block.snapshot.field, origins, rays, heads, far_m=far_m)
+        low, high = (torch.as_tensor(c).to(origins) for c in (block.low_m, block.high_m))
+        hits = origins + rays * out.depth[:, None]
+        inside = ((hits >= low) & (hits <= high)).all(1)
+        elsewhere = (out.depth > 0) & ~inside
+        for values in (out.depth, out.accumulation, out.entropy, *out.outputs.values()):
+            values[elsewhere] = 0
+        if best is None:
+            best = out
+            continue
+        nearer = (out.depth > 0) & ((best.depth <= 0) | (out.depth < best.depth))
+        for old, new in (
+            (best.accumulation, out.accumulation), (best.entropy, out.entropy), (best.depth, out.depth),
+            *((best.outputs[name], out.outputs[name]) for name in heads),
+        ):  # fmt: skip
+            old[nearer] = new[nearer]
+    if best is None:
+        raise QueryError("there is no field in sight of this camera; look at what was mapped")
+    return best
