@@ -88,15 +88,36 @@ class MemoryConfig:
     """Edge of a voxel of the point map."""
     max_voxels: Annotated[int, Between(1000, 1_000_000_000)] = 400_000
     """Voxels kept; above this the least recently seen are dropped."""
+    block_m: Annotated[float | None, Between(0.01, 100_000)] = None
+    """Edge of the cubes that space is cut into, each with a map and budgets of its own; None = one map without end."""
+    max_active_blocks: Annotated[int, Between(1, 10_000)] = 4
+    """Blocks in memory; those seen longest ago sleep on disk until they are seen again."""
+    block_folder: str = ""
+    """Where a temporary folder for sleeping blocks is made, gone at the end; '' = where the system has its own."""
+    asleep_mb: Annotated[float, Between(1, 1_000_000)] = 512.0
+    """Of sleeping blocks, what queries have read is kept up to so many bytes."""
     visibility_tolerance_m: Annotated[float, Between(0, 100)] = 0.05
     """A voxel is seen by a pixel whose depth agrees to this..."""
     visibility_tolerance_relative: Annotated[float, Between(0, 1)] = 0.02
     """...or to this share of the depth, whichever is larger."""
+    forget: bool = True
+    """Follow changes: forget surface that is seen through, start again where the colour stays another one."""
+    forget_relative: Annotated[float, Between(0, 1)] = 0.01
+    """A voxel is seen through when no measurement around it is nearer than this share of its depth. Frames that agree
+    less with the map (noise, poses) must show more."""
+    min_changed_fraction: Annotated[float, Between(0, 1)] = 0.002
+    """A frame is new when it contradicts this share of the voxels it looks at."""
+    change_period_s: Annotated[float, Between(0, 3600)] = 0.1
+    """Frames that are new only because they show a change come at most this often."""
 
     def __post_init__(self) -> None:
         require(self.voxel_size_m > 0, "voxel_size_m", self.voxel_size_m, "> 0")
         require(self.max_keyframes >= 1, "max_keyframes", self.max_keyframes, ">= 1")
         require(self.max_voxels >= 1000, "max_voxels", self.max_voxels, ">= 1000")
+        require(self.block_m is None or self.block_m >= 4 * self.voxel_size_m, "block_m", self.block_m,
+                f"None, or the minimum of 4 voxels of {self.voxel_size_m} m and more")  # fmt: skip
+        require(self.max_active_blocks >= 1, "max_active_blocks", self.max_active_blocks, ">= 1")
+        require(self.asleep_mb >= 1, "asleep_mb", self.asleep_mb, ">= 1")
         require(self.replay_mb >= 1, "replay_mb", self.replay_mb, ">= 1")
         require(self.pixels_per_keyframe >= 64, "pixels_per_keyframe", self.pixels_per_keyframe, ">= 64")
 
@@ -119,6 +140,37 @@ class GridConfig:
 
 
 @dataclass(frozen=True)
+class VolumeConfig:
+    """How rays without depth are sampled: two proposal networks, then the field (nerfacto, smaller)."""
+
+    near_m: Annotated[float, Between(0.001, 1000)] = 0.05
+    """Nothing nearer to a camera is looked for."""
+    far_extents: Annotated[float, Between(0.5, 1e6)] = 500.0
+    """Nothing farther, in workspace edges: past the horizon."""
+    coarse_samples: Annotated[int, Between(2, 4096)] = 48
+    """Samples a ray of the first proposal..."""
+    fine_samples: Annotated[int, Between(2, 4096)] = 32
+    """...of the second..."""
+    samples: Annotated[int, Between(2, 4096)] = 24
+    """...and of the field."""
+    hidden: Annotated[int, Between(16, 128)] = 16
+    """Width of the proposals' MLPs."""
+    coarse_grid: GridConfig = nested(
+        default_factory=lambda: GridConfig(levels=5, features=2, log2_table=15, min_resolution=16, max_resolution=128)
+    )
+    fine_grid: GridConfig = nested(
+        default_factory=lambda: GridConfig(levels=5, features=2, log2_table=15, min_resolution=16, max_resolution=256)
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("near_m", "far_extents"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "> 0")
+        for name in ("coarse_samples", "fine_samples", "samples"):
+            require(getattr(self, name) >= 2, name, getattr(self, name), ">= 2")
+        require(self.hidden in (16, 32, 64, 128), "hidden", self.hidden, "16, 32, 64, 128")
+
+
+@dataclass(frozen=True)
 class FieldConfig:
     """The neural field: what is learnt."""
 
@@ -134,6 +186,11 @@ class FieldConfig:
     """Width of every MLP (tiny-cuda-nn's fused MLP takes 16, 32, 64, 128)."""
     truncation_m: Annotated[float, Between(0.0001, 100)] = 0.06
     """Signed distances are learnt within this band around the surface."""
+    volume: VolumeConfig = nested(default_factory=VolumeConfig)
+    backend: Literal["auto", "torch", "numba", "triton", "tcnn"] = "auto"
+    """What computes grids and MLPs; auto = numba on CPUs, Triton on GPUs, else torch. The map is the same with all."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the products in MLPs that Triton computes; sums and parameters are float32."""
     seed: int = 0
     """Initial weights."""
 
@@ -141,6 +198,9 @@ class FieldConfig:
         require(self.extent_m is None or self.extent_m > 0, "extent_m", self.extent_m, "> 0, or None")
         require(self.truncation_m > 0, "truncation_m", self.truncation_m, "> 0")
         require(self.hidden in (16, 32, 64, 128), "hidden", self.hidden, "16, 32, 64, 128")
+        backends, precisions = ("auto", "torch", "numba", "triton", "tcnn"), ("float32", "tf32", "bfloat16")
+        require(self.backend in backends, "backend", self.backend, ", ".join(backends))
+        require(self.precision in precisions, "precision", self.precision, ", ".join(precisions))
 
 
 @dataclass(frozen=True)
@@ -160,11 +220,24 @@ class TrainConfig:
     smooth_pairs: Annotated[int, Between(1, 1_000_000)] = 1024
     """Pairs of neighbours a step."""
     window_scale: Annotated[float, Between(0.05, 4)] = 0.75
-    """The window is taken to be this share of what the encoder says: too wide costs more than too narrow."""
+    """Features are trained through this share of their window: a field's own smoothness widens what it sees."""
+    fit_window: bool = True
+    """Fit the window's size while mapping, on measurements that are not trained; False = what the encoder says."""
     free_samples: Annotated[int, Between(0, 20)] = 6
     """Samples a ray in free space."""
     surface_samples: Annotated[int, Between(1, 20)] = 8
     """Samples a ray within the truncation band. free + surface <= 20."""
+    depthless_rays: Annotated[int, Between(0, 10_000_000)] = 256
+    """Rays whose depth the sensor could not tell, at most so many at a time: colour teaches them; 0 = never. They cost
+    nothing where there are none..."""
+    depthless_period: Annotated[int, Between(1, 1000)] = 4
+    """...and every so many steps where there are: a few large batches cost less than many small ones."""
+    photometric: Annotated[float, Between(0, 100)] = 1.0
+    """Weight of their colour."""
+    clear: Annotated[float, Between(0, 100)] = 0.1
+    """Weight of the prior that space nobody has measured is free; more of it outdoors."""
+    distortion: Annotated[float, Between(0, 100)] = 0.002
+    """Weight of the prior that a ray ends in one place (mip-NeRF 360)."""
     learning_rate: Annotated[float, Between(1e-9, 10)] = 1e-2
     recent_fraction: Annotated[float, Between(0, 1)] = 0.3
     """Share of rays from the newest keyframes; the rest replays everything."""
