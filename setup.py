@@ -66,10 +66,12 @@ setup(
         "sim": ["mujoco>=3.1.3"],
         "test": [
             "hypothesis>=6.80",
+            "matplotlib>=3.6",
             "mypy>=1.8",
             "plyfile>=1.0",
             # The launch_testing plugins of ROS 2 do not load under pytest 9.
             "pytest>=8.3,<9",
+            "ray>=2.9; python_version < '3.14'",
             "ruff>=0.5",
             "transforms3d>=0.4.1",
             "trimesh>=4.0",
