@@ -220,6 +220,23 @@ def test_neighbours_of_what_is_gone_are_in_doubt_and_others_are_not():
     assert (created[far] < 500).mean() > 0.99 and mass[far].max() > 2.0
 
 
+def test_the_hidden_back_of_an_exchanged_object_is_unknown_and_its_neighbour_stays():
+    blue, beside = Block(BOX.low, BOX.high, "blue"), Block((-0.05, -0.25, 0.0), (0.05, -0.15, 0.1), "green")
+    points, shown = PointMap(FINE, 3), PointMap(FINE, 3)
+    for frame in views(16, (BOX, beside)):
+        points.fuse(frame)
+    neighbour = points.keys[inside(points.cloud().points, beside, above=0.02)]
+    front = [look_at([0.6 * np.cos(a), 0.6 * np.sin(a), 0.6], [-0.1, 0.0, 0.05]) for a in np.linspace(0, 0.5, 12)]
+    for T in front:  # what these views alone can see
+        shown.fuse(frame_at(T, 0.0, (BOX, beside), LARGE))
+    back = np.setdiff1d(points.keys[inside(points.cloud().points, BOX, above=0.02)], neighbour_keys(shown.keys))
+    assert len(back) > 50 and len(neighbour) > 50
+    for i, T in enumerate(front):
+        points.fuse(frame_at(T, 10.0 + i, (blue, beside), LARGE))
+    assert np.isin(back, points.keys).mean() < 0.1, "nobody knows what colour it is now"
+    assert np.isin(neighbour, points.keys).all()
+
+
 # ---- frames that would be skipped -----------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ NEIGHBOURS = np.array([d for d in product((-1, 0, 1), repeat=3) if any(d)], np.i
 """Offsets of the 26 voxels around one."""
 _STEPS = np.linspace(-1, 1, 7)
 _PART = 8_000
-_SURE = 5.0
+SURE = 5.0
 """Times a frame's usual disagreement with the map that is more than disagreement."""
 _SAMPLES = 4000
 
@@ -79,7 +79,7 @@ def seen_through(config: MemoryConfig, frame: Frame, points: np.ndarray, usual: 
     clear = np.zeros(len(points), np.float32)
     camera, depth_m = frame.camera, frame.depth_m
     u, v, z = project(camera, frame.T_world_camera, points)
-    margin = np.maximum(0.75 * config.voxel_size_m, max(config.forget_relative, _SURE * usual) * z)
+    margin = np.maximum(0.75 * config.voxel_size_m, max(config.forget_relative, SURE * usual) * z)
     with np.errstate(invalid="ignore", divide="ignore"):
         reach = camera.fx * margin / z + 1  # pixels lie up to half of one beside it
         inside = (z > 0) & (u >= reach) & (v >= reach)

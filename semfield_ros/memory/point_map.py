@@ -21,7 +21,7 @@ from ..config import MemoryConfig
 from ..encoders.base import Target
 from ..frame import Frame
 from ..geometry import back_project, project, transform_points, visible
-from .changes import COLOUR_CHANGE, NEIGHBOURS, crowded, disagreement, in_image, neighbour_keys, seen_through
+from .changes import COLOUR_CHANGE, NEIGHBOURS, SURE, crowded, disagreement, in_image, neighbour_keys, seen_through
 from .cubes import Cube
 from .surface import depth_normals
 from .watch import Change, Watch
@@ -36,7 +36,10 @@ _MAX_FEATURE_MASS = 40.0
 _SETTLED = 4
 """Looks that make a voxel more than a stray measurement."""
 _BORDER_PX = 2
+_BODY_M = 0.15
+"""How far from where something changed its hidden parts are looked for."""
 _NO_KEYS = np.zeros(0, np.int64)
+_NO_COLOURS = np.zeros((0, 3), np.float32)
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ class PointMap:
         place, colour = mean(points), mean(frame.rgb.reshape(-1, 3)[pixel].astype(np.float32))
         distance = np.linalg.norm(place - frame.T_world_camera[:3, 3].astype(np.float32), axis=1)
         weight = count / np.maximum(distance, 0.3) ** 2
-        recoloured = self._recolour(unique[~fresh], rows[~fresh], colour[~fresh])
+        recoloured, old_colour = self._recolour(unique[~fresh], rows[~fresh], colour[~fresh])
         self.mass[rows] += weight
         share = (weight / np.maximum(self.mass[rows], 1e-9))[:, None]
         self.points[rows] += (place - self.points[rows]) * share
@@ -199,8 +202,10 @@ class PointMap:
         # old evidence fades, so that a surface which changed is not held by its past
         self.mass[rows] = np.minimum(self.mass[rows], 2000.0)
 
-        carved, settled = self._carve(frame)
-        self._doubt_around(frame, np.concatenate([settled, recoloured]), step)
+        carved, settled, before = self._carve(frame)
+        changed = np.concatenate([settled, recoloured])
+        self._doubt_around(frame, changed, step)
+        carved = np.union1d(carved, self._forget_hidden(frame, changed, np.concatenate([before, old_colour])))
         removed = len(carved)
         seen = rows[self._live[rows]]
         self.observations[seen] += 1
@@ -294,12 +299,13 @@ class PointMap:
         usual = disagreement(frame, self.points[rows], self.normals[rows])
         return seen_through(self.config, frame, self.points[rows], usual)
 
-    def _carve(self, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    def _carve(self, frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Count against voxels that this frame sees through, twice where it does so clearly; forget those that lost.
 
-        Returns the sorted keys of what was forgotten, and of those the ones that had been more than strays."""
+        Returns the sorted keys of what was forgotten, of those the ones that had been more than strays, and the colours
+        [N, 3] of these."""
         if not self.config.forget:
-            return _NO_KEYS, _NO_KEYS
+            return _NO_KEYS, _NO_KEYS, _NO_COLOURS
         rows = self.in_view(frame)
         clear = self.contradicted(frame, rows)
         rows, clear = rows[clear > 0], clear[clear > 0]
@@ -308,19 +314,57 @@ class PointMap:
         gone[rows[self.hits[rows] < -1]] = True
         dead = gone[self._rows]
         carved, settled = self.keys[dead], self.observations[self._rows[dead]] >= _SETTLED
+        colour = self.rgb[self._rows[dead]][settled]
         self._remove(dead)
-        return carved, carved[settled]
+        return carved, carved[settled], colour
 
-    def _recolour(self, keys: np.ndarray, rows: np.ndarray, colour: np.ndarray) -> np.ndarray:
-        """Start again the means of voxels whose colours [N, 3] have kept disagreeing; returns their sorted keys."""
-        if not self.config.forget:
+    def _forget_hidden(self, frame: Frame, keys: np.ndarray, colours: np.ndarray) -> np.ndarray:
+        """Forget what hung together with voxels that changed, `keys` [M] of `colours` [M, 3], and is hidden from the frame
+        that shows it: the back of what was exchanged, or what its successor stands in. No view may ever contradict that,
+        but nobody has seen it since, and what is unseen is unknown. Returns the sorted keys.
+
+        From voxel to voxel, to neighbours of about the same colour, `_BODY_M` far at most. O(voxels in view), and only
+        when something has changed.
+        """
+        size_m, found = self.config.voxel_size_m, [_NO_KEYS]
+        if not len(keys):
             return _NO_KEYS
+        rows = self.in_view(frame)
+        usual = disagreement(frame, self.points[rows], self.normals[rows])
+        u, v, z = project(frame.camera, frame.T_world_camera, self.points[rows])
+        column = np.clip(np.rint(u), 0, frame.camera.width - 1).astype(np.int64)
+        line = np.clip(np.rint(v), 0, frame.camera.height - 1).astype(np.int64)
+        surface = frame.depth_m[line, column]
+        margin = np.maximum(1.5 * size_m, max(self.config.forget_relative, SURE * usual) * z)
+        hidden = np.zeros(len(self._live), bool)
+        hidden[rows[(surface > 0) & (z > surface + margin)]] = True
+        for _ in range(int(np.ceil(_BODY_M / size_m))):
+            near = neighbour_keys(keys)
+            at = self._find(near.reshape(-1)).reshape(near.shape)
+            like = np.linalg.norm(self.rgb[at] - colours, axis=2) < COLOUR_CHANGE
+            same = (at >= 0) & hidden[at] & like
+            keys, first = np.unique(near[same], return_index=True)
+            if not len(keys):
+                break
+            reached = at[same][first]
+            hidden[reached] = False
+            colours = self.rgb[reached]
+            found.append(keys)
+        gone = np.sort(np.concatenate(found))
+        self._remove(np.isin(self.keys, gone))
+        return gone
+
+    def _recolour(self, keys: np.ndarray, rows: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Start again the means of voxels whose colours [N, 3] have kept disagreeing; returns their sorted keys, and the
+        colours [M, 3] they had."""
+        if not self.config.forget:
+            return _NO_KEYS, _NO_COLOURS
         other = self.other_colour(rows, colour)
         self.doubt[rows] = np.clip(self.doubt[rows] + np.where(other, 1, -1), 0, _MAX_DOUBT)
         sure = np.flatnonzero(other & (self.doubt[rows] == _MAX_DOUBT))
         sure = sure[crowded(keys[sure], 4)]  # single voxels are edges and highlights, and lines are edges
         self.doubt[rows[sure]], self.mass[rows[sure]] = 0, 0.0
-        return keys[sure]
+        return keys[sure], self.rgb[rows[sure]]
 
     def _doubt_around(self, frame: Frame, keys: np.ndarray, step: int) -> None:
         """What changed, and what is seen around it as far as a feature's window reaches, keeps its place; but its
