@@ -36,6 +36,8 @@ _MAX_FEATURE_MASS = 40.0
 _SETTLED = 4
 """Looks that make a voxel more than a stray measurement."""
 _BORDER_PX = 2
+_FACE = 12
+"""Voxels side by side that make a change one of an object."""
 _BODY_M = 0.15
 """How far from where something changed its hidden parts are looked for."""
 _NO_KEYS = np.zeros(0, np.int64)
@@ -319,7 +321,7 @@ class PointMap:
         return carved, carved[settled], colour
 
     def _forget_hidden(self, frame: Frame, keys: np.ndarray, colours: np.ndarray) -> np.ndarray:
-        """Forget what hung together with voxels that changed, `keys` [M] of `colours` [M, 3], and is hidden from the frame
+        """Forget what hung together with faces of voxels that changed, `keys` [M] of `colours` [M, 3], and is hidden from the frame
         that shows it: the back of what was exchanged, or what its successor stands in. No view may ever contradict that,
         but nobody has seen it since, and what is unseen is unknown. Returns the sorted keys.
 
@@ -327,8 +329,11 @@ class PointMap:
         when something has changed.
         """
         size_m, found = self.config.voxel_size_m, [_NO_KEYS]
-        if not len(keys):
+        order = np.argsort(keys)
+        whole = order[crowded(keys[order], 5)]  # a face; noise and poses take single voxels and rims
+        if len(whole) < _FACE:
             return _NO_KEYS
+        keys, colours = keys[whole], colours[whole]
         rows = self.in_view(frame)
         usual = disagreement(frame, self.points[rows], self.normals[rows])
         u, v, z = project(frame.camera, frame.T_world_camera, self.points[rows])

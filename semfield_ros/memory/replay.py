@@ -60,11 +60,15 @@ class RayBatch:
 
 @dataclass(frozen=True)
 class ColourBatch:
-    """R rays of known colour and unknown depth: origins, directions [R, 3] as in RayBatch; rgb [R, 3] in [0, 1]."""
+    """R rays of known colour and unknown depth: origins, directions [R, 3] as in RayBatch; rgb [R, 3] in [0, 1].
+
+    `share` (0-d): of the rays that were asked for, how many there really were; a few must not weigh as much as many.
+    """
 
     origins: torch.Tensor
     directions: torch.Tensor
     rgb: torch.Tensor
+    share: torch.Tensor | float = 1.0
 
 
 @dataclass(frozen=True)
@@ -359,10 +363,12 @@ class Replay:
         draws = 4 * n
         slots = self._pick_slots(self.with_holes, draws, 0.0, generator)
         record = torch.randint(self.records, (draws,), generator=generator, device=self.device)
-        keep = kept(self.depth[slots, record] == 0)[:n]
+        unknown = self.depth[slots, record] == 0
+        keep = kept(unknown)[:n]
         slots, record = slots[keep], record[keep]
         origins, directions, _ = self._world_rays(slots, self.pixel[slots, record])
-        return ColourBatch(origins, directions, self.rgb[slots, record].float() / 255)
+        share = (unknown.sum() / n).clamp_max(1)
+        return ColourBatch(origins, directions, self.rgb[slots, record].float() / 255, share)
 
     def _world_rays(self, slots: torch.Tensor, pixel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if rays_cpu is not None and not pixel.is_cuda:
