@@ -1,4 +1,4 @@
-"""The command line: `semfield demo | run | query | export | node | publish | ask | bench`."""
+"""The command line: `semfield demo | run | query | export | node | publish | ask | bench | build`."""
 
 from __future__ import annotations
 
@@ -226,7 +226,10 @@ def export(map: Positional[Path], out: Positional[Path], overwrite: bool = False
 
 def bench(
     what: Positional[
-        Literal["online", "query", "geometry", "memory", "simulator", "calibrate", "node", "loop_closure", "ablation"]
+        Literal[
+            "online", "query", "geometry", "memory", "simulator", "calibrate", "node", "loop_closure", "ablation",
+            "speed", "scale", "changes", "unbounded", "peers",
+        ]
     ],
     source: str = "simulator",
     json: bool = False,
@@ -237,6 +240,12 @@ def bench(
     wire: Literal["zenoh", "rclpy"] = "zenoh",
     soak_s: float = 0.0,
     kill: bool = False,
+    rooms: int = 20,
+    frames_per_room: int = 500,
+    plot: Path | None = None,
+    only: str = "",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    semantic_nerf: Path | None = None,
 ) -> int:
     """Measure, against a baseline in the same run; prints a table and, with --json, one JSON line at the end.
 
@@ -250,6 +259,11 @@ def bench(
             ablation = features of known faults, averaged in voxels, trained into the field, and both.
             loop_closure = keyframe poses that drifted are corrected; how fast map and field follow.
             node = the ROS 2 node, a camera and clients as processes on a wire.
+            scale = a building of many rooms in blocks of space, beside one map; memory, speed, and what is forgotten.
+            changes = objects are removed, moved, added, exchanged; how soon answers follow, what is lost at rest.
+            speed = samples trained a second, beside plain torch; how far the machine's limits are.
+            unbounded = pixels whose depth the sensor cannot tell, learnt from colour or not.
+            peers = published settings on this engine, and Semantic-NeRF's own code where it is given.
         source: simulator, or a 7-Scenes folder with objects.json (held-out depth, colour and labelled boxes).
         json: end with one line of JSON.
         seeds: simulator scenes, from seed 0.
@@ -258,9 +272,15 @@ def bench(
         text_table: for a folder: the text vectors of the `precomputed` encoder.
         wire: of the node; rclpy needs a sourced ROS 2.
         soak_s: of the node: so many seconds more, and how memory grows.
+        only: of the ablation: settings whose name contains this.
         kill: of the node: camera, router and node are killed in the middle.
+        rooms: of scale.
+        frames_per_room: of scale.
+        plot: of scale: a picture to write.
+        device: of speed.
+        semantic_nerf: of peers: a checkout of Semantic-NeRF's code, run as another program beside ours.
     """
-    from .benchmarks import ablation, calibrate, geometry, loop_closure, memory, online
+    from .benchmarks import ablation, calibrate, changes, geometry, loop_closure, memory, online, scale, speed
     from .benchmarks import node as nodes
     from .benchmarks import query as queries
     from .benchmarks import simulator as camera
@@ -271,10 +291,14 @@ def bench(
         return geometry.run(source, console=wide, as_json=json, train_s=train_s)
     if what == "query":
         return queries.run(console=wide, as_json=json)
+    if what == "changes":
+        return changes.run(source, console=wide, as_json=json, seeds=seeds, train_s=train_s)
     if what == "calibrate":
         return calibrate.run(console=wide, as_json=json, seeds=seeds, train_s=train_s)
     if what == "ablation":
-        return ablation.run(console=wide, as_json=json, seeds=seeds, train_s=train_s)
+        return ablation.run(
+            console=wide, as_json=json, seeds=seeds, train_s=train_s, only=only, source=source, text_table=text_table
+        )
     if what == "loop_closure":
         return loop_closure.run(console=wide, as_json=json, seeds=seeds, train_s=train_s)
     if what == "simulator":
@@ -282,14 +306,96 @@ def bench(
     if what == "node":
         plan = nodes.Plan(wire=wire, stream_s=train_s, soak_s=soak_s, kill=kill)
         return nodes.run(plan, console=wide, as_json=json)
+    if what == "unbounded":
+        from .benchmarks import unbounded
+
+        return unbounded.run(console=wide, as_json=json, seeds=seeds, train_s=train_s)
+    if what == "peers":
+        from .benchmarks import peers
+
+        return peers.run(console=wide, as_json=json, seeds=seeds, train_s=train_s, semantic_nerf=semantic_nerf)
+    if what == "speed":
+        return speed.run(speed.Plan(device=device), console=wide, as_json=json)
+    if what == "scale":
+        building = scale.Plan(rooms, frames_per_room, baseline_rooms=min(8, rooms), plot=plot)
+        return scale.run(building, console=wide, as_json=json)
     if what == "memory":
         return memory.run(console=wide, as_json=json, frames=frames)
     return online.run(source, console=wide, as_json=json, seeds=seeds, train_s=train_s, text_table=text_table)
 
 
+def build(
+    source: Positional[tuple[str, ...]],
+    out: Path = Path("maps"),
+    block_m: float | None = None,
+    jobs: int = 1,
+    steps: int = 2000,
+    retries: int = 2,
+    cluster: str = "",
+    width: int | None = 320,
+    stride: int = 1,
+    limit: int | None = None,
+    overwrite: bool = False,
+    settings: Settings = SemfieldConfig(),  # noqa: B008 (tyro's way to give defaults)
+) -> int:
+    """Build maps of recordings offline, several at once: same source, settings and steps, same bytes, however many.
+
+    Args:
+        source: recordings as `run` takes them; each becomes a .semfield in the output folder.
+        out: output folder; on a cluster, one that all its machines see.
+        block_m: cut each recording into cubes of this edge, jobs of their own; None = a map in one piece.
+        jobs: how many at once; more than one needs Ray, the extra [build].
+        steps: of training, a job.
+        retries: of a job that fails.
+        cluster: address of a running Ray cluster; '' = this machine.
+        width: frames are resampled to this width in pixels; None = as they are.
+        stride: use every n-th frame.
+        limit: use at most so many frames.
+        overwrite: replace maps of those names.
+        settings: every other setting.
+    """
+    from contextlib import nullcontext
+    from dataclasses import replace
+
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    from .offline import Here, Recording
+    from .offline import build as build_maps
+    from .offline_ray import RayPool
+
+    if block_m is not None:
+        settings = replace(settings, memory=replace(settings.memory, block_m=block_m))
+    recordings = [Recording(uri, width, stride, limit) for uri in source]
+    several = RayPool(jobs, cluster) if jobs > 1 or cluster else nullcontext(Here())
+    bars = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn(), console=console)
+    tasks: dict[str, object] = {}
+    with several as pool, bars:
+
+        def tell(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=total)
+            bars.update(tasks[phase], completed=done, total=total)  # type: ignore[arg-type]
+
+        report = build_maps(
+            recordings, settings, out, steps=steps, pool=pool, retries=retries, overwrite=overwrite, tell=tell
+        )
+    table = Table(title=f"{len(report.done)} maps or blocks built, {report.repeated} attempts repeated")
+    for column in ("file", "frames", "keyframes", "voxels", "steps", "s"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for done in report.done:
+        name = str(done.path.relative_to(out) if done.path.is_relative_to(out) else done.path)
+        table.add_row(name, *map(str, (done.frames, done.keyframes, done.voxels, done.steps)), f"{done.seconds:.1f}")
+    console.print(table)
+    for job, error in report.failed:
+        where = job.recording.uri if job.cell is None else f"block {job.cell} of {job.recording.uri}"
+        console.print(f"[red]given up:[/] {where}: {error}", soft_wrap=True)
+    console.print("wrote " + (", ".join(str(path) for path in report.maps) or "nothing"), soft_wrap=True)
+    return 1 if report.failed else 0
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo, "run": run, "query": query, "export": export, "node": node, "publish": publish, "ask": ask,
-    "bench": bench,
+    "bench": bench, "build": build,
 }  # fmt: skip
 
 
@@ -313,7 +419,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
     commands = dict(COMMANDS)
     try:
-        for name, command, base in (("run", run, SemfieldConfig()), ("node", node, NodeConfig())):
+        for name, command, base in (
+            ("run", run, SemfieldConfig()), ("build", build, SemfieldConfig()), ("node", node, NodeConfig()),
+        ):  # fmt: skip
             if arguments[:1] == [name]:
                 arguments, preset = _with_preset(arguments, base)
                 if preset != base:

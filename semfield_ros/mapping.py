@@ -11,6 +11,7 @@ import torch
 
 from .config import SemfieldConfig
 from .encoders.base import Target
+from .errors import ConfigError
 from .field.hash_grid import choose_backend
 from .field.heads import HeadConfig
 from .field.model import Field
@@ -159,6 +160,10 @@ class Mapping:
         centre_m, extent_m = self.config.field.centre_m, self.config.field.extent_m
         if centre_m is None or extent_m is None:
             points, _ = back_project(frame.camera, frame.T_world_camera, frame.depth_m)
+            if not len(points):
+                raise ConfigError(
+                    "the first frame has no depth to place the workspace by; set field.centre_m and field.extent_m"
+                )
             # one view shows about half a scene
             around = workspace_around(points, 1.8)
             centre_m, extent_m = centre_m or around.centre_m, extent_m or around.extent_m

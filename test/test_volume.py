@@ -1,13 +1,22 @@
 """Volume rendering and proposals: hand-computed values, NumPy, laws, and a scene whose depth only colour knows."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from semfield_ros.config import FieldConfig, GridConfig, SemfieldConfig, TrainConfig, VolumeConfig
-from semfield_ros.errors import ConfigError
+from semfield_ros.config import (
+    FieldConfig,
+    FrameConfig,
+    GridConfig,
+    MemoryConfig,
+    SemfieldConfig,
+    TrainConfig,
+    VolumeConfig,
+)
+from semfield_ros.errors import ConfigError, FrameRejected
 from semfield_ros.field.composite import composite
 from semfield_ros.field.heads import HeadConfig
 from semfield_ros.field.model import Field
@@ -33,7 +42,10 @@ from semfield_ros.field.volume import (
     weights_of,
 )
 from semfield_ros.field.workspace import Workspace, contract
-from semfield_ros.memory.replay import ColourBatch
+from semfield_ros.frame import make_frame
+from semfield_ros.geometry import Camera
+from semfield_ros.mapping import Mapping
+from semfield_ros.memory.replay import ColourBatch, FeatureShape, Replay
 
 WORKSPACE = Workspace((0.0, 0.0, 0.0), 2.0)
 SMALL = FieldConfig(
@@ -283,8 +295,8 @@ def test_colour_alone_finds_two_planes():
     torch.set_num_threads(1)
     try:
         field = Field(SMALL, WORKSPACE, (COLOUR,))
-        trainer = Trainer(field, TrainConfig(depthless_rays=256, depthless_period=1))
-        for _ in range(120):
+        trainer = Trainer(field, TrainConfig(depthless_rays=256, depthless_period=1, clear=0.02))
+        for _ in range(180):
             report = trainer.step(scene)
         assert report.rays == 0 and report.samples == 256 * 20
         origins, directions = scene.draw(600, torch.Generator().manual_seed(7))
@@ -305,3 +317,106 @@ def test_settings_out_of_range_are_named():
     with pytest.raises(ConfigError, match="near_m"):
         VolumeConfig(near_m=0.0)
     assert SemfieldConfig().train.depthless_rays > 0
+
+
+def depthless_frames(config, n=6):
+    rng = np.random.default_rng(0)
+    camera = Camera(32, 24, 30.0, 30.0, 15.5, 11.5)
+    for i in range(n):
+        T = np.eye(4)
+        T[0, 3] = 0.2 * i
+        rgb = rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)
+        depth = np.zeros((24, 32), np.float32)
+        yield make_frame(stamp_s=float(i), camera=camera, T_world_camera=T, rgb=rgb, depth=depth, config=config.frame)
+
+
+def test_pictures_without_any_depth_train_where_they_are_allowed():
+    frame = FrameConfig(min_valid_fraction=0.0)
+    config = SemfieldConfig(frame=frame, field=replace(SMALL, centre_m=(0.0, 0.0, 1.0), extent_m=2.0))
+    mapping = Mapping(config, 8, "cpu")
+    for picture in depthless_frames(config):
+        mapping.add_keyframe(picture, FeatureShape(1, 1, 1))
+    before = mapping.field.sdf[0].weight.detach().clone()
+    for _ in range(5):
+        mapping.train_step()
+    assert "photometric" in mapping.last_report.losses
+    assert not torch.equal(before, mapping.field.sdf[0].weight)
+    assert mapping.snapshot().field.proposals is not None
+    with pytest.raises(FrameRejected, match="depth"):
+        next(depthless_frames(SemfieldConfig()))
+    with pytest.raises(ConfigError, match=r"centre_m and field\.extent_m"):
+        unplaced = Mapping(SemfieldConfig(frame=frame), 8, "cpu")
+        unplaced.add_keyframe(next(depthless_frames(config)), FeatureShape(1, 1, 1))
+
+
+def replay_with(depth):
+    rng = np.random.default_rng(0)
+    camera = Camera(32, 24, 30.0, 30.0, 15.5, 11.5)
+    replay = Replay(MemoryConfig(pixels_per_keyframe=32 * 24, max_keyframes=4), 32, 24, FeatureShape(1, 1, 1), "cpu")
+    rgb = rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    frame = make_frame(stamp_s=0.0, camera=camera, T_world_camera=np.eye(4), rgb=rgb, depth=depth)
+    replay.write(0, frame, rng)
+    return replay, frame
+
+
+def test_only_pixels_without_depth_are_drawn_and_none_where_all_have_it():
+    depth = np.ones((24, 32), np.float32)
+    replay, _ = replay_with(depth)
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    assert len(replay.rays_without_depth(64, generator).rgb) == 0
+    assert torch.equal(generator.get_state(), before), "not even a random number is spent"
+    depth[:, 20:] = 0
+    replay, frame = replay_with(depth)
+    batch = replay.rays_without_depth(64, generator)
+    assert 32 <= len(batch.rgb) <= 64 and float(batch.share) == 1
+    sparse, _ = replay_with(np.where(np.arange(32) > 0, depth.max(), 0).astype(np.float32).repeat(24).reshape(32, 24).T)
+    few = sparse.rays_without_depth(64, generator)
+    assert 0 < len(few.rgb) < 40 and float(few.share) == pytest.approx(len(few.rgb) / 64)
+    u = (batch.directions[:, 0] * 30 + 15.5).round().long()
+    v = (batch.directions[:, 1] * 30 + 11.5).round().long()
+    assert (u >= 20).all()
+    assert torch.allclose(batch.rgb, torch.from_numpy(frame.rgb)[v, u].float() / 255)
+
+
+def test_forgotten_records_are_no_pixels_without_depth():
+    depth = np.ones((24, 32), np.float32)
+    replay, _ = replay_with(depth)
+    assert replay.clear_region(np.full(3, -5.0), np.full(3, 5.0)) == 32 * 24
+    generator = torch.Generator().manual_seed(0)
+    assert len(replay.rays_without_depth(64, generator).rgb) == 0 and len(replay.rays(64, 0.0, generator).rgb) == 0
+    again = Replay(replay.config, 32, 24, FeatureShape(1, 1, 1), "cpu")
+    again.load(replay.state(), [0], [], None)
+    assert not again.with_holes
+
+
+def test_nothing_is_made_where_all_pixels_have_depth():
+    replay, _ = replay_with(np.ones((24, 32), np.float32))
+    field = Field(SMALL, WORKSPACE, (COLOUR,))
+    trainer = Trainer(field, TrainConfig(rays=64))
+    for _ in range(6):
+        report = trainer.step(replay)
+    assert field.proposals is None and trainer.photometric is None and set(report.losses) == {"sdf", "free", "rgb"}
+
+
+def test_training_without_depth_resumes_from_its_state():
+    replay, _ = replay_with(np.concatenate([np.ones((24, 16)), np.zeros((24, 16))], 1).astype(np.float32))
+
+    def fresh():
+        field = Field(SMALL, WORKSPACE, (COLOUR,))
+        return field, Trainer(field, TrainConfig(rays=64, depthless_period=2))
+
+    field, trainer = fresh()
+    for _ in range(6):
+        trainer.step(replay)
+    twin, resumed = fresh()
+    resumed.without_depth()
+    twin.load_state_dict(field.state_dict())
+    resumed.load({k: v.clone() for k, v in trainer.state().items()}, trainer.steps)
+    resumed.generator.set_state(trainer.generator.get_state())
+    for _ in range(3):
+        trainer.step(replay)
+        resumed.step(replay)
+    assert resumed.photometric.rounds == trainer.photometric.rounds == 5
+    for a, b in zip(field.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)

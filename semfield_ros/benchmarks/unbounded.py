@@ -157,20 +157,22 @@ def run(*, console: Console, as_json: bool, seeds: int, train_s: float, frames: 
                 steps.append(taken)
                 holes.append(float(np.mean([(v.frame.depth_m == 0).mean() for v in held_out])))
 
-            def of(part: str, figure: str) -> float:
-                return mean([getattr(region[part], figure) for region in regions])
-
             figures = {
-                f"{part}_{figure}": of(part, figure)
+                f"{part}_{figure}": mean([getattr(region[part], figure) for region in regions])
                 for part in ("unmeasured", "measured")
                 for figure in ("psnr_db", "depth_median", "depth_within_10_percent", "covered")
             }
             report[f"{setting}, {way}"] = {"steps": mean(steps), "without_depth": mean(holes), **figures}
             rows.append(
                 [
-                    setting, way, mean(steps), mean(holes), of("unmeasured", "psnr_db"),
-                    of("unmeasured", "depth_median"), of("unmeasured", "depth_within_10_percent"),
-                    of("measured", "psnr_db"), of("measured", "depth_median"),
+                    setting, way, mean(steps), mean(holes),
+                    *(
+                        figures[name]
+                        for name in (
+                            "unmeasured_psnr_db", "unmeasured_depth_median", "unmeasured_depth_within_10_percent",
+                            "measured_psnr_db", "measured_depth_median",
+                        )
+                    ),
                 ]
             )  # fmt: skip
     show_table(

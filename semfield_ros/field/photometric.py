@@ -55,16 +55,16 @@ class Photometric:
         background = torch.rand(batch.rgb.shape, generator=generator, device=batch.rgb.device)
         predicted = out.outputs["rgb"] + (1 - out.weights.sum(1, keepdim=True)) * background
         error = head_loss(self.field.head("rgb").config, predicted, batch.rgb)
-        losses = {"photometric": self.config.photometric * error}
+        losses = {"photometric": self.config.photometric * batch.share * error}
         if self.config.clear > 0:
             # over the ray's length: a surface costs nothing, fog does
-            losses["clear"] = self.config.clear * (
-                (1 - out.distance).clamp_min(0) * samples.edges.diff(dim=1)
-            ).sum(1).mean()  # fmt: skip
+            fog = ((1 - out.distance).clamp_min(0) * samples.edges.diff(dim=1)).sum(1).mean()
+            losses["clear"] = self.config.clear * batch.share * fog
         if learn:
             losses["interlevel"] = interlevel_loss(samples.edges, out.weights, samples.proposals)
         if self.config.distortion > 0:
-            losses["distortion"] = self.config.distortion * distortion_loss(samples.edges, out.weights)
+            spread = distortion_loss(samples.edges, out.weights)
+            losses["distortion"] = self.config.distortion * batch.share * spread
         return losses, out.weights.numel()
 
     def step(self, rate: float) -> None:

@@ -63,10 +63,13 @@ class Proposals(nn.Module):
         self.span = Span(config.near_m / half_m, config.far_extents * 2, half_m)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.networks = nn.ModuleList(
-                Proposal(grid, config.hidden, workspace, generator, backend)
-                for grid in (config.coarse_grid, config.fine_grid)
-            )
+            self.coarse = Proposal(config.coarse_grid, config.hidden, workspace, generator, backend)
+            self.fine = Proposal(config.fine_grid, config.hidden, workspace, generator, backend)
+
+    @property
+    def networks(self) -> tuple[Proposal, Proposal]:
+        """In the order they are asked."""
+        return self.coarse, self.fine
 
     def sample(
         self, origins: torch.Tensor, unit_directions: torch.Tensor, *, step: int | None = None, learn: bool = False,

@@ -40,7 +40,9 @@ def write_replica_layout(folder: Path, frames: Sequence[Frame], class_names: Seq
                 f"with the centre in the middle: fx, fy, cx, cy = {expected}"
             )
         if frame.semantic is None or not (0 <= frame.semantic.min() and frame.semantic.max() < len(class_names)):
-            raise SourceError(f"frame {i} has no labels, or ids outside 0..{len(class_names) - 1}; this layout needs them")
+            raise SourceError(
+                f"frame {i} has no labels, or ids outside 0..{len(class_names) - 1}; this layout needs them"
+            )
         cv2.imwrite(str(folder / "rgb" / f"rgb_{i}.png"), np.ascontiguousarray(frame.rgb[..., ::-1]))
         millimetres = np.rint(frame.depth_m * 1000).clip(0, 65535).astype(np.uint16)
         cv2.imwrite(str(folder / "depth" / f"depth_{i}.png"), millimetres)
