@@ -321,9 +321,9 @@ class PointMap:
         return carved, carved[settled], colour
 
     def _forget_hidden(self, frame: Frame, keys: np.ndarray, colours: np.ndarray) -> np.ndarray:
-        """Forget what hung together with faces of voxels that changed, `keys` [M] of `colours` [M, 3], and is hidden from the frame
-        that shows it: the back of what was exchanged, or what its successor stands in. No view may ever contradict that,
-        but nobody has seen it since, and what is unseen is unknown. Returns the sorted keys.
+        """Forget what hung together with faces of voxels that changed, `keys` [M] of `colours` [M, 3], and is hidden
+        from the frame that shows it: the back of what was exchanged, or what its successor stands in. No view may ever
+        contradict that, but nobody has seen it since, and what is unseen is unknown. Returns the sorted keys.
 
         From voxel to voxel, to neighbours of about the same colour, `_BODY_M` far at most. O(voxels in view), and only
         when something has changed.
@@ -360,8 +360,8 @@ class PointMap:
         return gone
 
     def _recolour(self, keys: np.ndarray, rows: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Start again the means of voxels whose colours [N, 3] have kept disagreeing; returns their sorted keys, and the
-        colours [M, 3] they had."""
+        """Start again the means of voxels whose colours [N, 3] have kept disagreeing; returns their sorted keys, and
+        the colours [M, 3] they had."""
         if not self.config.forget:
             return _NO_KEYS, _NO_COLOURS
         other = self.other_colour(rows, colour)
