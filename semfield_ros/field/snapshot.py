@@ -15,7 +15,7 @@ from ..cloud import SurfaceCloud
 from ..memory.point_map import PointMap, voxel_keys
 from .model import Field
 
-TRUSTED_STEPS = 200
+TRUSTED_STEPS = 150
 """A surface is the field's after this many steps in which replay could draw it: where it overtakes the point map."""
 
 
