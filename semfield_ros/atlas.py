@@ -358,6 +358,7 @@ class Atlas:
             steps=self.steps,
             samples=sum(m.samples for m in awake) + sum(s.samples for s in asleep),
             voxels=sum(len(m.points) for m in awake) + sum(s.voxels for s in asleep),
+            voxels_forgotten=sum(m.counts["voxels_removed"] for m in awake),
             losses={k: float(v) for k, v in report.losses.items()} if report else None,
             blocks=len(self.awake) + len(self.asleep),
             awake=len(self.awake),

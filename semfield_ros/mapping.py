@@ -70,6 +70,8 @@ class MappingStatus:
     steps: int = 0
     samples: int = 0
     voxels: int = 0
+    voxels_forgotten: int = 0
+    """Seen through, hidden behind a change, or over the budget, in this map's life; in blocks, of those in memory."""
     train_s: float = 0.0
     losses: dict[str, float] | None = None
     blocks: int = 1
@@ -358,6 +360,7 @@ class Mapping:
             steps=self.steps,
             samples=self.samples,
             voxels=len(self.points),
+            voxels_forgotten=self.counts["voxels_removed"],
             losses={k: float(v) for k, v in report.losses.items()} if report else None,
         )
 
