@@ -9,7 +9,8 @@ PACKAGE = "semfield_ros"
 ORDER = [
     "errors", "config", "config_io", "geometry", "cloud", "frame", "messages", "sources", "encoders", "memory", "field",
     "query", "objects", "answer", "mapping", "checkpoint", "shelf", "atlas", "atlas_files", "engine", "export",
-    "viewer", "session", "offline", "offline_ray", "results", "progress", "evaluation", "wire", "node", "benchmarks", "cli",
+    "viewer", "session", "offline", "offline_ray", "results", "progress", "evaluation", "wire", "node", "benchmarks",
+    "cli",
 ]
 INDEPENDENT = {("encoders", "sources")}
 """(who, whom): stands before, and yet must not be imported."""

@@ -115,7 +115,8 @@ def engine_finding(status: EngineStatus, samples_per_s: float, error: str, memor
     values: dict[str, object] = {
         "keyframes": mapping.keyframes, "voxels": mapping.voxels, "voxels forgotten": mapping.voxels_forgotten,
         "steps": mapping.steps, "samples a second": round(samples_per_s),
-        "frames used": status.used, "frames skipped": status.skipped, "frames waiting": status.frames_waiting, "encoder waiting": status.encoder_waiting,
+        "frames used": status.used, "frames skipped": status.skipped, "frames waiting": status.frames_waiting,
+        "encoder waiting": status.encoder_waiting,
         **{f"dropped: {reason}": count for reason, count in status.dropped.items()},
         **{f"loss: {name}": round(loss, 4) for name, loss in (mapping.losses or {}).items()}, **memory,
     }  # fmt: skip
