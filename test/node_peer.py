@@ -255,6 +255,8 @@ def accounted(node: Any) -> int:
 def settle(node: Any, frames_in: int, waiting: int = 0) -> None:
     """Wait until so many colour images came and nothing but `waiting` is undecided; the law must hold then."""
 
+    from semfield_ros.errors import EngineError
+
     def how_it_stands() -> str:
         inputs = node.inputs
         return (
@@ -269,11 +271,14 @@ def settle(node: Any, frames_in: int, waiting: int = 0) -> None:
         how_it_stands,
     )
     assert accounted(node) == node.inputs.frames_in() == frames_in, how_it_stands()
-    if "engine_failed" not in node.inputs.unused():
-        assert node.engine.drain(PATIENCE_S)
-        status = node.engine.status()
-        lost = sum(n for reason, n in status.dropped.items() if reason != "encoder_behind")
-        assert status.submitted == node.inputs.submitted == status.used + status.skipped + lost
+    try:
+        node.engine.check()
+    except EngineError:  # whether before or after the last frame: there is nothing to wait for
+        return
+    assert node.engine.drain(PATIENCE_S)
+    status = node.engine.status()
+    lost = sum(n for reason, n in status.dropped.items() if reason != "encoder_behind")
+    assert status.submitted == node.inputs.submitted == status.used + status.skipped + lost
 
 
 def fill(node: Any, robot: Robot, frames: Iterable[Any], **how: Any) -> None:
