@@ -18,6 +18,7 @@ from semfield_ros.field.model import Field
 from semfield_ros.field.render import neus_weights, render, trace
 from semfield_ros.field.snapshot import frozen
 from semfield_ros.field.trainer import Trainer, depth_guided
+from semfield_ros.field.window import patch_loss
 from semfield_ros.field.workspace import Workspace, contract
 from semfield_ros.geometry import image_directions, look_at
 from semfield_ros.mapping import Mapping, language_head
@@ -336,7 +337,7 @@ def test_language_never_shapes_geometry_and_geometry_never_shapes_language():
     trainer, replay, field = mapping.trainer, mapping.replay, mapping.field
     batch = replay.patches(64, 4, True, 0.3, trainer.generator)
     means, _ = trainer._composited(batch, None)
-    trainer._patch_loss(batch, means).backward()
+    patch_loss(trainer.field.head("language"), batch, means).backward()
     reached = gradients(field)
     assert {n for n, yes in reached.items() if yes} and all(
         n.startswith(("grids.feature", "heads.language")) for n, yes in reached.items() if yes

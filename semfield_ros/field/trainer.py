@@ -19,7 +19,7 @@ from .heads import head_loss
 from .model import Field
 from .optimiser import GridAdam
 from .photometric import Photometric
-from .window import WindowFit, patch_shape
+from .window import WindowFit, patch_loss, patch_shape
 
 try:
     from . import fused_cpu as fused
@@ -200,7 +200,7 @@ class Trainer:
         losses, samples = {}, patches.valid.numel()
         pairs = replay.neighbours(config.smooth_pairs, self.generator) if config.smoothness > 0 else None
         means, smooth = self._composited(patches, pairs)
-        losses["language"] = self._patch_loss(patches, means)
+        losses["language"] = patch_loss(self.field.head("language"), patches, means)
         if pairs is not None and smooth is not None:
             # first something to be smooth: at once, everything would mean the same
             ramp = min(1.0, self.steps / SMOOTH_FROM_STEP)
@@ -236,9 +236,3 @@ class Trainer:
         """Whether the fused kernels compute beside a grid's: on CPUs, where its kernels are numba's."""
         backend, device_type = self.field.grid(grid).backend, self.field.grid(grid).table.device.type
         return fused is not None and choose_backend(backend, device_type) == "numba"
-
-    def _patch_loss(self, batch: PatchBatch, means: torch.Tensor) -> torch.Tensor:
-        head = self.field.head("language")
-        # windows that mostly look past the known surface say little about what they do see
-        confidence = batch.confidence * batch.valid.float().mean(1)
-        return head_loss(head.config, head.finish(means), batch.values, confidence)

@@ -14,7 +14,7 @@ import math
 import torch
 
 from ..memory.replay import PatchBatch, Replay
-from .heads import head_loss
+from .heads import Head, head_loss
 from .model import Field
 
 SCALES = (0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83)
@@ -103,6 +103,13 @@ def widest_of_the_best(loss: torch.Tensor) -> int:
     return int(torch.nonzero(loss <= least + MARGIN * (loss[-1] - least))[-1])
 
 
+def patch_loss(head: Head, batch: PatchBatch, means: torch.Tensor) -> torch.Tensor:
+    """The loss of measurements predicted by the means [P, *] of what their windows composite, a scalar."""
+    # windows that mostly look past the known surface say little about what they do see
+    confidence = batch.confidence * batch.valid.float().mean(1)
+    return head_loss(head.config, head.finish(means), batch.values, confidence)
+
+
 def prediction_loss(field: Field, batch: PatchBatch) -> torch.Tensor:
     """How badly a field predicts measurements through the window they were drawn with: the training loss, a scalar."""
     head = field.head("language")
@@ -110,4 +117,4 @@ def prediction_loss(field: Field, batch: PatchBatch) -> torch.Tensor:
     hidden = head.hidden(field.encode(head.config.grid, batch.points.reshape(-1, 3)), None).view(p, k, -1)
     weight = batch.valid.float()
     mean = (hidden * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1)
-    return head_loss(head.config, head.finish(mean), batch.values, batch.confidence * weight.mean(1))
+    return patch_loss(head, batch, mean)

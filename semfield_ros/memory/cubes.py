@@ -77,29 +77,26 @@ def counted(cells: np.ndarray) -> dict[Cell, int]:
     return {(int(unique[i][0]), int(unique[i][1]), int(unique[i][2])): int(counts[i]) for i in order}
 
 
+def _measured_rays(frame: Frame, sample: int) -> np.ndarray:
+    """About `sample` of a frame's rays to its measured surface, in camera coordinates: [N, 3] metres."""
+    pixels = np.flatnonzero(frame.depth_m.reshape(-1) > 0)
+    v, u = np.divmod(pixels[:: max(1, len(pixels) // sample)], frame.camera.width)
+    return np.asarray(image_directions(frame.camera)[v, u] * frame.depth_m[v, u, None])
+
+
 def surface_shares(frame: Frame, voxel_size_m: float, edge_m: float, sample: int = 4000) -> dict[Cell, float]:
     """Share of a frame's measured surface in each cube, largest first, judged by about `sample` pixels."""
-    pixels = np.flatnonzero(frame.depth_m.reshape(-1) > 0)
-    pixels = pixels[:: max(1, len(pixels) // sample)]
-    if not len(pixels):
-        return {}
-    v, u = np.divmod(pixels, frame.camera.width)
-    rays = image_directions(frame.camera)[v, u] * frame.depth_m[v, u, None]
+    rays = _measured_rays(frame, sample)
     cells = cells_of(transform_points(frame.T_world_camera, rays), voxel_size_m, edge_m)
-    return {cell: n / len(pixels) for cell, n in counted(cells).items()}
+    return {cell: n / len(rays) for cell, n in counted(cells).items()}
 
 
 def crossed(frame: Frame, voxel_size_m: float, edge_m: float, sample: int = 500) -> dict[Cell, float]:
     """Share of a frame's rays that pass through each cube on their way to the surface, judged by `sample` pixels."""
-    pixels = np.flatnonzero(frame.depth_m.reshape(-1) > 0)
-    pixels = pixels[:: max(1, len(pixels) // sample)]
-    if not len(pixels):
-        return {}
-    v, u = np.divmod(pixels, frame.camera.width)
-    rays = image_directions(frame.camera)[v, u] * frame.depth_m[v, u, None]
+    rays = _measured_rays(frame, sample)
     found: dict[Cell, set[int]] = {}
     for share in np.linspace(0.1, 0.9, 9, dtype=np.float32):
         cells = cells_of(transform_points(frame.T_world_camera, rays * share), voxel_size_m, edge_m)
         for cell in counted(cells):
             found.setdefault(cell, set()).update(np.flatnonzero((cells == cell).all(1)).tolist())
-    return {cell: len(rows) / len(pixels) for cell, rows in found.items()}
+    return {cell: len(rows) / len(rays) for cell, rows in found.items()}

@@ -125,14 +125,10 @@ class PointMap:
 
     def find(self, points: np.ndarray) -> np.ndarray:
         """Rows [N] of the voxels that hold points [N, 3]; -1 where there is none."""
-        keys = voxel_keys(points, self.config.voxel_size_m)
-        return self._find(keys)
+        return self.rows_of(voxel_keys(points, self.config.voxel_size_m))
 
     def rows_of(self, keys: np.ndarray) -> np.ndarray:
         """Rows [N] of the voxels with packed keys [N]; -1 where there is none."""
-        return self._find(keys)
-
-    def _find(self, keys: np.ndarray) -> np.ndarray:
         if not len(self.keys):
             return np.full(len(keys), -1)
         at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
@@ -177,7 +173,7 @@ class PointMap:
             points, pixel = points[mine], pixel[mine]
         keys = voxel_keys(points, self.config.voxel_size_m)
         unique, inverse = np.unique(keys, return_inverse=True)
-        rows = self._find(unique)
+        rows = self.rows_of(unique)
         fresh = rows < 0
         unseen = float(fresh[inverse].mean()) if len(inverse) else 0.0
         rows[fresh] = self._create(unique[fresh], step)
@@ -286,7 +282,7 @@ class PointMap:
         colour = colour - exposure
         other = np.linalg.norm(colour - self.rgb[rows], axis=1) > COLOUR_CHANGE
         at = np.flatnonzero(other)
-        near = self._find(neighbour_keys(voxel_keys(self.points[rows[at]], self.config.voxel_size_m)).reshape(-1))
+        near = self.rows_of(neighbour_keys(voxel_keys(self.points[rows[at]], self.config.voxel_size_m)).reshape(-1))
         near = near.reshape(len(NEIGHBOURS), len(at))
         apart = np.linalg.norm(self.rgb[near] - colour[at], axis=2)
         other[at] = np.where(near >= 0, apart, np.inf).min(0) > COLOUR_CHANGE
@@ -345,7 +341,7 @@ class PointMap:
         hidden[rows[(surface > 0) & (z > surface + margin)]] = True
         for _ in range(int(np.ceil(_BODY_M / size_m))):
             near = neighbour_keys(keys)
-            at = self._find(near.reshape(-1)).reshape(near.shape)
+            at = self.rows_of(near.reshape(-1)).reshape(near.shape)
             like = np.linalg.norm(self.rgb[at] - colours, axis=2) < COLOUR_CHANGE
             same = (at >= 0) & hidden[at] & like
             keys, first = np.unique(near[same], return_index=True)
@@ -379,7 +375,7 @@ class PointMap:
         camera = frame.camera
         u, v, z = project(camera, frame.T_world_camera, voxel_centres(keys, self.config.voxel_size_m))
         near = np.concatenate([keys, np.unique(neighbour_keys(keys))])
-        rows = self._find(near)
+        rows = self.rows_of(near)
         seen = np.flatnonzero((z > 0) & (u >= 0) & (v >= 0) & (u < camera.width - 1) & (v < camera.height - 1))
         image = np.zeros((camera.height, camera.width), np.uint8)
         image[np.rint(v[seen]).astype(int), np.rint(u[seen]).astype(int)] = 1
