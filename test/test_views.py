@@ -23,7 +23,8 @@ RED_TOP, BLUE_TOP, TABLE = (-0.14, -0.02, 0.159), (0.15, 0.02, 0.099), (0.0, -0.
 
 @pytest.fixture(scope="module")
 def trained():
-    return mapped(8, steps=TRUSTED_STEPS).snapshot()
+    """Twice the steps after which places and names are believed: colours of the field take that long."""
+    return mapped(8, steps=2 * TRUSTED_STEPS).snapshot()
 
 
 @pytest.fixture(scope="module")
