@@ -24,8 +24,8 @@ from .frame import Frame
 from .mapping import Cleared, Mapping, MappingStatus
 from .memory.corrections import Correction, check_poses, match_poses
 from .memory.cubes import Cell, Cube, crossed, surface_shares
+from .memory.features import FeatureShape
 from .memory.keyframes import Keyframe
-from .memory.replay import FeatureShape
 from .shelf import Shelf, Sleeper
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,13 @@ class Atlas:
         self._owed: dict[Cell, list[tuple[str, np.ndarray, np.ndarray, float]]] = {}
         """Pose corrections that sleeping blocks still have to follow."""
         self._revision = 0
+        self._class_texts: np.ndarray | None = None
+
+    def align(self, texts: np.ndarray | None) -> None:
+        """See `Mapping.align`: all blocks."""
+        self._class_texts = texts
+        for mapping in self.awake.values():
+            mapping.align(texts)
 
     # ---- what there is ---------------------------------------------------------------------------------------
 
@@ -138,6 +145,7 @@ class Atlas:
             if mapping is None:
                 cube = Cube(cell, self.edge_m)
                 mapping = Mapping(block_config(self.config, cube), self.encoder.dim, self.device, cube)
+            mapping.align(self._class_texts)
             self.awake[cell] = mapping
         while len(self.awake) > self.config.memory.max_active_blocks:
             self._sleep(next(cell for cell in self.awake if cell not in cells))
@@ -233,6 +241,13 @@ class Atlas:
             else:
                 self.counts["features_missed"] += 1
         self.counts["encoded"] += 1
+        self._revision += 1
+
+    def add_teacher(self, keyframe: BlockKeyframes, frame: Frame, name: str, targets: dict[str, Target]) -> None:
+        """Attach what a further encoder measured of a frame where it became a keyframe."""
+        for cell, own in keyframe.of.items():
+            if cell in self.awake:
+                self.awake[cell].add_teacher(own, frame, name, targets)
         self._revision += 1
 
     def _next(self) -> Cell | None:

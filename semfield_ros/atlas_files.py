@@ -16,7 +16,7 @@ from .encoders.base import Encoder
 from .errors import CheckpointError
 from .mapping import Mapping
 from .memory.cubes import Cell
-from .memory.replay import FeatureShape
+from .memory.features import FeatureShape
 from .shelf import Shelf, link
 
 

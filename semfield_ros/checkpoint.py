@@ -23,16 +23,18 @@ from safetensors.torch import save_file
 
 from .config import SemfieldConfig
 from .config_io import from_dict
-from .encoders.base import Encoder, Window
+from .encoders.base import Encoder
 from .errors import CheckpointError, ConfigError
+from .field.heads import HeadConfig
 from .field.snapshot import Snapshot, take
 from .field.workspace import Workspace
 from .geometry import Camera
 from .mapping import Mapping
 from .memory.cubes import Cube
+from .memory.features import FeatureShape
 from .memory.keyframes import Keyframe, Keyframes
 from .memory.point_map import PointMap
-from .memory.replay import FeatureShape, Replay
+from .memory.replay import Replay
 
 FORMAT = 2
 """The newest that is read: 1 = a map in one piece, 2 = the index of a map in blocks."""
@@ -67,6 +69,7 @@ def _tensors(mapping: Mapping) -> dict[str, torch.Tensor]:
         tensors |= {f"field.{k}": v for k, v in mapping.field.state_dict().items()}
         tensors |= {f"adam.{k}": v for k, v in mapping.trainer.state().items()}
         tensors |= {f"replay.{k}": v for k, v in mapping.replay.state().items()}
+    tensors |= {f"masks.{k}": torch.from_numpy(v.copy()) for k, v in mapping.masks.state()[1].items()}
     # a clone: tensors that share storage cannot be written
     return {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}
 
@@ -88,9 +91,10 @@ def save(
         "stamp_s": mapping.stamp_s if np.isfinite(mapping.stamp_s) else None,
         "counts": dict(mapping.counts),
         "samples": mapping.samples,
-        "language_steps": mapping.language_steps,
+        "learnt": dict(mapping.learnt),
         "steps": mapping.steps,
         "voxels": len(mapping.points),
+        "masks": mapping.masks.state()[0],
         "cube": None if mapping.cube is None else asdict(mapping.cube),
         "crc32": {k: _crc(v) for k, v in tensors.items()},
     }
@@ -99,16 +103,13 @@ def save(
         description |= {
             "workspace": asdict(workspace),
             "image": [replay.width, replay.height],
-            "features": asdict(replay.features),
-            "window": None if replay.window is None else {
-                "kernel": replay.window.kernel.tolist(), "pitch_px": replay.window.pitch_px,
-            },
+            "replay": replay.describe(),
+            "heads": [asdict(head.config) for head in map(mapping.field.head, mapping.field.heads)],
             "next_keyframe": mapping.keyframes.next_id,
             "keyframes": [
                 {
                     "id": k.id, "slot": k.slot, "stamp_s": k.stamp_s, "camera": asdict(k.camera),
                     "T_world_camera": k.T_world_camera.tolist(), "camera_name": k.camera_name,
-                    "features": k.slot in replay.with_features,
                 }
                 for k in mapping.keyframes.items
             ],
@@ -229,6 +230,19 @@ def cube_of(description: dict[str, Any]) -> Cube | None:
     return None if cube is None else Cube(tuple(cube["cell"]), cube["edge_m"])
 
 
+def learnt_of(description: dict[str, Any]) -> dict[str, int]:
+    """How often each head of a saved map was trained; maps from before there were several know it of language."""
+    learnt: dict[str, int] = description.get("learnt") or {"language": description.get("language_steps", 0)}
+    return learnt
+
+
+def shape_of(description: dict[str, Any]) -> FeatureShape | None:
+    """Room a saved map has for features; None before its first keyframe."""
+    language = description.get("replay", {}).get("language")
+    shape = description.get("features") if language is None else language["shape"]
+    return None if shape is None else FeatureShape(**shape)
+
+
 def keyframes_of(description: dict[str, Any]) -> list[Keyframe]:
     """The keyframes of a saved map, oldest first."""
     return [
@@ -247,10 +261,14 @@ def _restore(mapping: Mapping, description: dict[str, Any], tensors: dict[str, t
     """Counters and field."""
     mapping.counts.update(description["counts"])
     mapping.stamp_s = float("nan") if description["stamp_s"] is None else float(description["stamp_s"])
-    mapping.samples, mapping.language_steps = description["samples"], description["language_steps"]
+    mapping.samples = description["samples"]
+    # maps saved before there were several heads say how often language was trained
+    mapping.learnt.update(learnt_of(description))
     if "workspace" not in description:
         return
     workspace, weights = description["workspace"], _part(tensors, "field")
+    for head in description.get("heads", ()):
+        mapping.heads[head["name"]] = HeadConfig(**head)
     mapping.make_field(Workspace(tuple(workspace["centre_m"]), workspace["extent_m"]))
     assert mapping.field is not None and mapping.trainer is not None
     if any(k.startswith("proposals.") for k in weights):
@@ -271,13 +289,14 @@ def read_snapshot(path: Path, config: SemfieldConfig, dim: int, device: str, *, 
     """
 
     def wanted(key: str) -> bool:
-        return key.startswith("field.") or (key.startswith("points.") and key != "points.features")
+        return key.startswith(("field.", "masks.")) or (key.startswith("points.") and key != "points.features")
 
     description, tensors = _read(path, wanted=wanted)
     mapping = Mapping(config, dim, device, cube_of(description))
     try:
-        mapping.points = PointMap(config.memory, 0, mapping.cube)
+        mapping.points = PointMap(config.memory, 0, mapping.cube, config.heads.semantic_classes)
         mapping.points.load({k: v.numpy() for k, v in _part(tensors, "points").items()})
+        mapping.masks.load(description.get("masks", ()), {k: v.numpy() for k, v in _part(tensors, "masks").items()})
         _restore(mapping, description, tensors)
         features = _mapped(path, "points.features")
         if features.shape != (len(mapping.points), dim):
@@ -287,7 +306,8 @@ def read_snapshot(path: Path, config: SemfieldConfig, dim: int, device: str, *, 
         # nobody trains this field: no copy is needed of it
         alone = take(
             mapping.points, None, stamp_s=mapping.stamp_s, frames=mapping.counts["frames"], step=mapping.steps,
-            language=mapping.language_steps > 0,
+            language=mapping.language_steps > 0, learnt=dict(mapping.learnt),
+            masks=mapping.masks.views,
         )  # fmt: skip
         field = None if mapping.field is None else mapping.field.eval().requires_grad_(False)
         return replace(alone, features=features, field=field)
@@ -310,6 +330,16 @@ def _mapped(path: Path, key: str) -> np.ndarray:
     return np.memmap(path, np.float16, "c", begin, shape)
 
 
+def _replay_of_old(description: dict[str, Any]) -> dict[str, Any]:
+    """What `Replay.describe` says, of a map that was saved before there were several teachers."""
+    keyframes = description["keyframes"]
+    language = {
+        "shape": description["features"], "window": description["window"],
+        "slots": [k["slot"] for k in keyframes if k["features"]],
+    }  # fmt: skip
+    return {"order": [k["slot"] for k in keyframes], "language": language}
+
+
 def _rebuild(
     description: dict[str, Any], tensors: dict[str, torch.Tensor], config: SemfieldConfig, saved: SemfieldConfig,
     encoder: Encoder, device: str,
@@ -319,6 +349,7 @@ def _rebuild(
     config = replace(config, memory=saved.memory, field=field)
     mapping = Mapping(config, encoder.dim, device, cube_of(description))
     mapping.points.load({k: v.numpy() for k, v in _part(tensors, "points").items()})
+    mapping.masks.load(description.get("masks", ()), {k: v.numpy() for k, v in _part(tensors, "masks").items()})
     _restore(mapping, description, tensors)
     if mapping.trainer is None:
         return mapping
@@ -329,14 +360,10 @@ def _rebuild(
     mapping.trainer.load(part("adam"), description["steps"])
     mapping.news_step = description["steps"]
     width, height = description["image"]
-    replay = Replay(config.memory, width, height, FeatureShape(**description["features"]), device)
-    window = description["window"]
-    replay.load(
-        part("replay"),
-        order=[k["slot"] for k in description["keyframes"]],
-        with_features=[k["slot"] for k in description["keyframes"] if k["features"]],
-        window=None if window is None else Window(np.array(window["kernel"], np.float32), window["pitch_px"]),
-    )
+    described = description["replay"] if "replay" in description else _replay_of_old(description)
+    shape = FeatureShape(**described["language"]["shape"])
+    replay = Replay(config.memory, width, height, shape, device)
+    replay.load(part("replay"), described)
     mapping.replay = replay
     mapping.keyframes = Keyframes(config.memory, replay.capacity)
     mapping.keyframes.restore(keyframes_of(description), description["next_keyframe"])

@@ -51,11 +51,52 @@ class FrameConfig:
 
 
 @dataclass(frozen=True)
+class DinoConfig:
+    """Self-supervised features without a text space: encoder dino."""
+
+    model: str = "vit_small_patch8_224.dino"
+    """A vision transformer of timm."""
+    weights: str = "default"
+    """default = timm's own for this model, a local file, or '' for random initialisation."""
+    layer: Annotated[int, Between(0, 99)] = 11
+    """The block whose keys are taken, counted from 0."""
+    stride_px: Annotated[int, Between(1, 64)] = 8
+    """Pixels between patches: the patch's own size, or less for a finer grid (F3RM takes 4)."""
+    shorter_side_px: Annotated[int, Between(16, 4096)] = 224
+    """Images are scaled to this."""
+
+    def __post_init__(self) -> None:
+        require(self.layer >= 0, "layer", self.layer, ">= 0")
+        require(self.stride_px >= 1, "stride_px", self.stride_px, ">= 1")
+        require(self.shorter_side_px >= 16, "shorter_side_px", self.shorter_side_px, ">= 16")
+
+
+@dataclass(frozen=True)
+class ConceptFusionConfig:
+    """Masks mixed with the whole image (ConceptFusion): encoder concept_fusion."""
+
+    base: str = "tiny"
+    """The encoder of crops, images and words: tiny, openclip, stub."""
+    masks: str = "felzenszwalb"
+    """felzenszwalb, segments (the frame's own), or module:attribute of a callable: an image to masks."""
+    temperature: Annotated[float, Between(0.001, 1000)] = 1.0
+    """Of the softmax over masks that says how much of the whole image each keeps."""
+    uniqueness: bool = True
+    """A mask that is like the other masks keeps more of the whole image."""
+    local: Literal["crop", "pooled"] = "crop"
+    """Features of a mask: its crop's, or the mean of the base's dense features under it."""
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "temperature", self.temperature, "> 0")
+        require(self.local in ("crop", "pooled"), "local", self.local, "crop, pooled")
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """Which 2-D model turns pixels and words into features."""
 
     name: str = "tiny"
-    """A registered encoder: tiny, openclip, precomputed, stub."""
+    """A registered encoder: tiny, openclip, precomputed, stub; pyramid and dino only teach beside another one."""
     model: str = "ViT-B-16"
     """openclip only: architecture."""
     pretrained: str = "laion2b_s34b_b88k"
@@ -66,6 +107,14 @@ class EncoderConfig:
     """precomputed only: .npz with text vectors (see the encoder's docstring)."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    dim: Annotated[int, Between(0, 65_536)] = 0
+    """Length of the features that are expected, refused where they are another; 0 = whatever the encoder gives."""
+    cache_folder: str = ""
+    """Features are kept here, by the encoder's settings and the frame's content; '' = nowhere."""
+    cache_mb: Annotated[float, Between(1, 10_000_000)] = 4096.0
+    """Bytes of them; what was used longest ago goes first."""
+    dino: DinoConfig = nested(default_factory=DinoConfig)
+    concept_fusion: ConceptFusionConfig = nested(default_factory=ConceptFusionConfig)
 
 
 @dataclass(frozen=True)
@@ -84,6 +133,12 @@ class MemoryConfig:
     """Bytes of ray records (pixels) and feature targets kept for training."""
     pixels_per_keyframe: Annotated[int, Between(64, 100_000_000)] = 19200
     """Ray records kept of each keyframe."""
+    labels_per_keyframe: Annotated[int, Between(16, 100_000_000)] = 4096
+    """Labelled pixels kept of each keyframe, where a source labels any; all of them where they are fewer..."""
+    labels_mb: Annotated[float, Between(0.001, 1_000_000)] = 64.0
+    """...and bytes of them in all."""
+    teacher_mb: Annotated[float, Between(1, 1_000_000)] = 256.0
+    """Bytes of feature targets kept of each further encoder (`heads.teachers`)."""
     voxel_size_m: Annotated[float, Between(0.0001, 100)] = 0.02
     """Edge of a voxel of the point map."""
     max_voxels: Annotated[int, Between(1000, 1_000_000_000)] = 400_000
@@ -119,6 +174,9 @@ class MemoryConfig:
         require(self.max_active_blocks >= 1, "max_active_blocks", self.max_active_blocks, ">= 1")
         require(self.asleep_mb >= 1, "asleep_mb", self.asleep_mb, ">= 1")
         require(self.replay_mb >= 1, "replay_mb", self.replay_mb, ">= 1")
+        require(self.labels_per_keyframe >= 16, "labels_per_keyframe", self.labels_per_keyframe, ">= 16")
+        require(self.labels_mb > 0, "labels_mb", self.labels_mb, "> 0")
+        require(self.teacher_mb >= 1, "teacher_mb", self.teacher_mb, ">= 1")
         require(self.pixels_per_keyframe >= 64, "pixels_per_keyframe", self.pixels_per_keyframe, ">= 64")
 
 
@@ -204,6 +262,109 @@ class FieldConfig:
 
 
 @dataclass(frozen=True)
+class PyramidConfig:
+    """Language with scale (LERF): what teacher pyramid measures, and how it is learnt."""
+
+    levels: Annotated[int, Between(2, 32)] = 7
+    """Sizes of crops, evenly from..."""
+    smallest: Annotated[float, Between(0.005, 1)] = 0.05
+    """...this share of the image's height..."""
+    largest: Annotated[float, Between(0.005, 1)] = 0.5
+    """...to this."""
+    smallest_m: Annotated[float, Between(0.0001, 1000)] = 0.02
+    """Scales are told apart from this, the height of a crop where the surface is..."""
+    largest_m: Annotated[float, Between(0.0001, 1000)] = 2.0
+    """...to this (LERF searches up to 2 m)..."""
+    knots: Annotated[int, Between(2, 32)] = 7
+    """...at so many, evenly in the logarithm, and linearly between."""
+    pixels: Annotated[int, Between(1, 1_000_000)] = 512
+    """Pixels a step, each at a random scale."""
+    loss: Literal["huber", "cosine"] = "huber"
+    """huber: delta 1.25, summed over dimensions (LERF's code); cosine: minus the product (its paper)."""
+    weight: Annotated[float, Between(0, 1000)] = 1.0
+
+    def __post_init__(self) -> None:
+        require(2 <= self.levels <= 32, "levels", self.levels, "2 to 32")
+        require(0 < self.smallest < self.largest <= 1, "smallest", self.smallest, "0 < smallest < largest <= 1")
+        require(0 < self.smallest_m < self.largest_m, "smallest_m", self.smallest_m, "0 < smallest_m < largest_m")
+        require(2 <= self.knots <= 32, "knots", self.knots, "2 to 32")
+        require(self.pixels >= 1, "pixels", self.pixels, ">= 1")
+        require(self.loss in ("huber", "cosine"), "loss", self.loss, "huber, cosine")
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """The head of the main encoder's features."""
+
+    layers: Annotated[int, Between(0, 8)] = 1
+    """Hidden layers."""
+    frequencies: Annotated[int, Between(0, 16)] = 0
+    """Of the position, seen beside the grid; F3RM has 6."""
+    unit: bool = True
+    """Samples' features have length 1 before they are composited."""
+    loss: Literal["cosine_sqrt", "l1", "l2"] = "cosine_sqrt"
+    """sqrt(1 - cos), robust to wrong views; or the mean absolute or squared error of all components."""
+    weight: Annotated[float, Between(0, 1000)] = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.layers >= 0, "layers", self.layers, ">= 0")
+        require(0 <= self.frequencies <= 16, "frequencies", self.frequencies, "0 to 16")
+        require(self.loss in ("cosine_sqrt", "l1", "l2"), "loss", self.loss, "cosine_sqrt, l1, l2")
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """What the field learns besides shape, colour and language: each a head of the one field."""
+
+    semantic_classes: Annotated[int, Between(0, 32_000)] = 0
+    """Classes of label images, 1 to this; 0 = labels are not learnt."""
+    class_names: tuple[str, ...] = ()
+    """Their names, where they are known."""
+    semantic_compositing: Literal["logits", "probability"] = "logits"
+    """What is composited along a ray: logits (Semantic-NeRF) or probabilities, which are bounded (Panoptic Lifting)."""
+    semantic_weight: Annotated[float, Between(0, 1000)] = 1.0
+    language: LanguageConfig = nested(default_factory=LanguageConfig)
+    normals: bool = False
+    """Predict normals, smoother than the slope of the shape (nerfacto)."""
+    refine_poses: bool = False
+    """Correct the poses of keyframes while mapping, against what the field has learnt from all of them."""
+    label_rays: Annotated[int, Between(1, 1_000_000)] = 1024
+    """Labelled pixels a step, for each head that learns labels."""
+    instances: Literal["off", "slots", "embedding"] = "off"
+    """How instances of views become those of the scene: slots by assignment (Panoptic Lifting), or an embedding that is
+    clustered (Contrastive Lift)."""
+    teachers: tuple[str, ...] = ()
+    """Further encoders, NAME or NAME:MODEL or NAME:MODEL:WEIGHTS, each with a head of its own: dino, pyramid, ..."""
+    teacher_period: Annotated[int, Between(1, 10_000)] = 1
+    """Of so many keyframes one is shown to them, and only when the main encoder has nothing to do."""
+    pyramid: PyramidConfig = nested(default_factory=PyramidConfig)
+    point_weight: Annotated[float, Between(0, 1000)] = 0.0
+    """Of 1 - cos between features at single points that a camera saw and what was measured there, whatever its window
+    (OpenScene's distillation); 0 = off."""
+    point_rays: Annotated[int, Between(1, 1_000_000)] = 1024
+    """Such points a step."""
+    align_weight: Annotated[float, Between(0, 1000)] = 0.0
+    """Of drawing features at labelled pixels towards the words of their classes (`class_names`); 0 = off."""
+
+    def __post_init__(self) -> None:
+        require(self.semantic_classes >= 0, "semantic_classes", self.semantic_classes, ">= 0")
+        named = len(self.class_names)
+        require(named in (0, self.semantic_classes), "class_names", self.class_names,
+                f"none, or one for each of {self.semantic_classes} classes")  # fmt: skip
+        names = {teacher.split(":")[0] for teacher in self.teachers}
+        require(len(names) == len(self.teachers), "teachers", self.teachers, "each encoder once")
+        require(self.semantic_compositing in ("logits", "probability"), "semantic_compositing",
+                self.semantic_compositing, "logits, probability")  # fmt: skip
+        require(self.instances in ("off", "slots", "embedding"), "instances", self.instances, "off, slots, embedding")
+        require(self.label_rays >= 1, "label_rays", self.label_rays, ">= 1")
+        require(self.teacher_period >= 1, "teacher_period", self.teacher_period, ">= 1")
+        for name in ("point_weight", "align_weight"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
+        require(not self.align_weight or bool(self.class_names), "align_weight", self.align_weight,
+                "0 where class_names are not given")  # fmt: skip
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How the field is learnt."""
 
@@ -271,8 +432,8 @@ class QueryConfig:
     temperature: Annotated[float, Between(0.001, 1000), Live()] = 10.0
     """Pairwise relevancy temperature (LERF)."""
     score: Annotated[Literal["relevancy", "cosine"], Live()] = "relevancy"
-    source: Annotated[Literal["auto", "field", "points"], Live()] = "auto"
-    """Which map answers; auto prefers the field where it is trained and seen."""
+    source: Annotated[Literal["auto", "field", "points", "ensemble"], Live()] = "auto"
+    """Which map answers; auto prefers the field where it is trained and seen, ensemble of both the surer at each point."""
     no_match: Annotated[float | None, Between(-1, 1), Live()] = None
     """Best score below this = no match; None = the encoder's calibrated default (raw cosines have none)."""
     evidence_area_m2: Annotated[float, Between(0, 100), Live()] = 0.012
@@ -321,6 +482,43 @@ class ObjectConfig:
         require(any(self.up), "up", self.up, "a direction, not all zero")
         require(self.min_points >= 1, "min_points", self.min_points, ">= 1")
         require(self.max_objects >= 1, "max_objects", self.max_objects, ">= 1")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """How 2-D masks of many views become instances (see `objects.mask_graph`)."""
+
+    store_mb: Annotated[float, Between(0, 1_000_000)] = 32.0
+    """Bytes of masks, depth and colour of keyframes kept for it; 0 = none. Above it the most redundant view goes."""
+    segmenter: Literal["off", "felzenszwalb"] = "off"
+    """What masks are made by where frames bring none (neither segments nor instances)."""
+    visible_share: Annotated[float, Between(0.01, 1)] = 0.3
+    """A view sees a mask of another one when it sees this share of its voxels."""
+    contained_share: Annotated[float, Between(0.5, 1)] = 0.75
+    """A mask lies in one of another view when this share of what that view sees of it does."""
+    divided_share: Annotated[float, Between(0, 1)] = 0.3
+    """Masks that more of the views divide among several masks cover several things, and are left out."""
+    consensus: Annotated[float, Between(0.01, 1)] = 0.8
+    """Masks are of one thing when this share of the views that see both hold both in one mask."""
+    voxel_share: Annotated[float, Between(0, 1)] = 0.5
+    """A voxel is an instance's when this share of the instance's views which see it say so."""
+    min_views: Annotated[int, Between(1, 1000)] = 2
+    """Instances are seen by so many views."""
+    top_views: Annotated[int, Between(1, 1000)] = 5
+    """Their features come from so many views, those with the most visible pixels."""
+    view_tolerance_m: Annotated[float, Between(0, 100)] = 0.2
+    """For that choice, a point is visible where the measured depth agrees to this (OpenMask3D)."""
+    crop_levels: Annotated[int, Between(1, 10)] = 3
+    """Crops a view, each larger than the one before..."""
+    crop_growth: Annotated[float, Between(0, 2)] = 0.1
+    """...by this share of the box on every side."""
+
+    def __post_init__(self) -> None:
+        require(self.store_mb >= 0, "store_mb", self.store_mb, ">= 0")
+        for name in ("visible_share", "contained_share", "consensus"):
+            require(0 < getattr(self, name) <= 1, name, getattr(self, name), "0 to 1, not 0")
+        for name in ("min_views", "top_views", "crop_levels"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), ">= 1")
 
 
 @dataclass(frozen=True)
@@ -386,9 +584,11 @@ class SemfieldConfig:
     encoder: EncoderConfig = nested(default_factory=EncoderConfig)
     memory: MemoryConfig = nested(default_factory=MemoryConfig)
     field: FieldConfig = nested(default_factory=FieldConfig)
+    heads: HeadsConfig = nested(default_factory=HeadsConfig)
     train: TrainConfig = nested(default_factory=TrainConfig)
     query: QueryConfig = nested(default_factory=QueryConfig)
     objects: ObjectConfig = nested(default_factory=ObjectConfig)
+    masks: MaskConfig = nested(default_factory=MaskConfig)
     gripper: GripperConfig = nested(default_factory=GripperConfig)
     engine: EngineConfig = nested(default_factory=EngineConfig)
 

@@ -24,16 +24,16 @@ from .answer import Answer, answer, in_region
 from .atlas import AnyMap, new_map
 from .atlas_files import load_map, save_map
 from .config import GripperConfig, ObjectConfig, QueryConfig, SemfieldConfig
-from .encoders import create
-from .encoders.base import Encoder, Target
+from .encoders import create, teacher
+from .encoders.base import Encoder, Target, targets_of
 from .errors import EngineError
 from .field.rehearsal import rehearse
 from .field.snapshot import Snapshot
 from .field.trainer import warm_up
 from .frame import Frame, resized, within_range
-from .mapping import Cleared, MappingStatus, colour_head, language_head, pick_device
+from .mapping import Cleared, MappingStatus, class_texts, colour_head, language_head, pick_device
 from .memory.corrections import Correction
-from .memory.replay import FeatureShape
+from .memory.features import FeatureShape
 from .query.prompt import EncodedPrompts, PromptEncoder
 from .query.scores import Scores, score_points
 
@@ -72,14 +72,19 @@ class Engine:
             torch.set_num_threads(self.config.engine.threads)
         self.device = pick_device(self.config.engine.device)
         self.encoder = encoder or create(self.config.encoder)
+        heads, settings = self.config.heads, self.config.encoder
+        self.teachers: dict[str, Encoder] = dict(teacher(spec, self.encoder, settings, heads) for spec in heads.teachers)
+        """Further encoders, shown a keyframe now and then."""
         self.prompts = PromptEncoder(self.encoder, self.config.query)
         self.dropped: Counter[str] = Counter()
+        self._class_texts = class_texts(self.config.heads, self.encoder)
         self._mapping = new_map(self.config, self.encoder, self.device)
+        self._mapping.align(self._class_texts)
         self._snapshot: Snapshot = self._mapping.snapshot()
         self._status = self._mapping.status()
         self._frames: deque[Frame] = deque()
         self._to_encode: deque[tuple[Any, Frame]] = deque()
-        self._encoded: deque[tuple[int, Any, Frame, Target]] = deque()
+        self._encoded: deque[tuple[int, Any, Frame, str, dict[str, Target]]] = deque()
         self._encoding = 0
         self._jobs: deque[tuple[Callable[[Any], Any], Future]] = deque()
         self._changed = threading.Condition()
@@ -116,7 +121,7 @@ class Engine:
             # beside the first frames, which the point map answers alone
             threading.Thread(target=warm_up, name="semfield-compile", daemon=True).start()
         elif self.device.startswith("cuda"):
-            rehearse(self.config.field, (colour_head(), language_head(self.encoder.dim)), self.device)
+            rehearse(self.config.field, (colour_head(), language_head(self.encoder.dim, self.config.heads.language)), self.device)
         for name, loop in (("semfield-engine", self._engine_loop), ("semfield-encoder", self._encoder_loop)):
             thread = threading.Thread(target=self._guard, args=(loop,), name=name, daemon=True)
             self._threads.append(thread)
@@ -314,6 +319,7 @@ class Engine:
             self._epoch += 1  # what the encoder still works on belongs to the map before
             self._to_encode.clear()
             self._encoded.clear()
+        mapping.align(self._class_texts)
         self._mapping = mapping
         self._feature_shape = mapping.feature_shape
         self._publish()
@@ -385,6 +391,8 @@ class Engine:
             self._feature_shape = FeatureShape.of(target)
             keyframe: Any = mapping.add_keyframe(frame, self._feature_shape)
             mapping.add_features(keyframe, frame, target)
+            for teacher, encoder in self.teachers.items():
+                mapping.add_teacher(keyframe, frame, teacher, targets_of(teacher, encoder, frame))
             self._publish()
         else:
             keyframe = mapping.add_keyframe(frame, self._feature_shape)
@@ -403,9 +411,11 @@ class Engine:
         worked = False
         while self._encoded:
             with self._changed:
-                epoch, keyframe, frame, target = self._encoded.popleft()
-            if epoch == self._epoch:
-                self._mapping.add_features(keyframe, frame, target)
+                epoch, keyframe, frame, teacher, targets = self._encoded.popleft()
+            if epoch == self._epoch and teacher:
+                self._mapping.add_teacher(keyframe, frame, teacher, targets)
+            elif epoch == self._epoch:
+                self._mapping.add_features(keyframe, frame, targets[""])
             worked = True
         return worked
 
@@ -442,6 +452,7 @@ class Engine:
         stream = torch.cuda.Stream() if self.device.startswith("cuda") else None
         if stream is not None:
             stream.wait_stream(torch.cuda.default_stream())
+        count = 0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._to_encode or self._stopping)
@@ -449,11 +460,28 @@ class Engine:
                     return
                 keyframe, frame = self._to_encode.popleft()
                 epoch, self._encoding = self._epoch, 1
-            started = time.perf_counter()
-            with torch.cuda.stream(stream):
-                target = self.encoder.encode_frame(frame)
-            self._encode_s += time.perf_counter() - started
+            self._encode(stream, epoch, keyframe, frame, "")
+            if count % self.config.heads.teacher_period == 0:
+                for teacher in self.teachers:
+                    # the main encoder leads: others look at what it leaves time for
+                    if self._to_encode or self._stopping:
+                        self.dropped["teacher_behind"] += 1
+                    else:
+                        self._encode(stream, epoch, keyframe, frame, teacher)
+            count += 1
             with self._changed:
-                self._encoded.append((epoch, keyframe, frame, target))
                 self._encoding = 0
                 self._changed.notify_all()
+
+    def _encode(self, stream: Any, epoch: int, keyframe: Any, frame: Frame, teacher: str) -> None:
+        """Have an encoder, '' = the main one, measure a keyframe, and hand over what it says."""
+        started = time.perf_counter()
+        with torch.cuda.stream(stream):
+            if not teacher:
+                targets = {"": self.encoder.encode_frame(frame)}
+            else:
+                targets = targets_of(teacher, self.teachers[teacher], frame)
+        self._encode_s += time.perf_counter() - started
+        with self._changed:
+            self._encoded.append((epoch, keyframe, frame, teacher, targets))
+            self._changed.notify_all()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .config import SemfieldConfig
-from .encoders.base import Target
+from .config import HeadsConfig, LanguageConfig, SemfieldConfig
+from .encoders.base import Encoder, Target
 from .errors import ConfigError
 from .field.hash_grid import choose_backend
 from .field.heads import HeadConfig
 from .field.model import Field
+from .field.objectives import heads_of, objectives_of, teacher_head
 from .field.snapshot import Snapshot, take
 from .field.trainer import StepReport, Trainer
 from .field.workspace import Workspace
@@ -22,10 +24,12 @@ from .frame import Frame
 from .geometry import back_project
 from .memory.corrections import Correction, check_poses, match_poses
 from .memory.cubes import Cube
+from .memory.features import FeatureShape
 from .memory.forgetting import forget_voxels
 from .memory.keyframes import Keyframe, Keyframes
+from .memory.mask_store import MaskStore, mask_view, masks_of
 from .memory.point_map import PointMap
-from .memory.replay import FeatureShape, Replay
+from .memory.replay import Replay
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +39,22 @@ def colour_head() -> HeadConfig:
     return HeadConfig("rgb", 3, grid="geometry", direction=True, layers=2, activation="sigmoid", shapes_geometry=True)
 
 
-def language_head(dim: int) -> HeadConfig:
+def language_head(dim: int, config: LanguageConfig | None = None) -> HeadConfig:
     """Features of the encoder: on the feature grid, last linear layer after compositing, compared by cosine."""
-    return HeadConfig("language", dim, grid="feature", layers=1, late_linear=True, unit=True, loss="cosine_sqrt")
+    config = config or LanguageConfig()
+    return HeadConfig(
+        "language", dim, grid="feature", layers=config.layers, late_linear=True, unit=config.unit, loss=config.loss,
+        weight=config.weight, frequencies=config.frequencies,
+    )  # fmt: skip
 
 
 MAX_EXTENT_M = 12.0
 _OUTSIDE = 0.2
+
+
+def class_texts(config: HeadsConfig, encoder: Encoder) -> np.ndarray | None:
+    """Words of the classes [C, D], where the configuration aligns features with them."""
+    return encoder.encode_text(config.class_names) if config.align_weight > 0 else None
 
 
 def workspace_around(points: np.ndarray, margin: float) -> Workspace:
@@ -98,7 +111,8 @@ class Mapping:
     def __init__(self, config: SemfieldConfig, feature_dim: int, device: str, cube: Cube | None = None):
         choose_backend(config.field.backend, torch.device(device).type)  # refuses what cannot compute here
         self.config, self.feature_dim, self.device, self.cube = config, feature_dim, device, cube
-        self.points = PointMap(config.memory, feature_dim, cube)
+        self.points = PointMap(config.memory, feature_dim, cube, config.heads.semantic_classes)
+        self.masks = MaskStore(config.masks.store_mb * 2**20, config.memory)
         self.keyframes: Keyframes | None = None
         self.replay: Replay | None = None
         self.field: Field | None = None
@@ -106,7 +120,13 @@ class Mapping:
         self.counts: Counter[str] = Counter()
         self.stamp_s = float("nan")
         self.samples = 0
-        self.language_steps = 0
+        self.heads: dict[str, HeadConfig] = {
+            head.name: head for head in (colour_head(), language_head(feature_dim, config.heads.language), *heads_of(config.heads))
+        }
+        """What the field is to know; teachers add to it when they first say something."""
+        self.class_texts: torch.Tensor | None = None
+        self.learnt: Counter[str] = Counter()
+        """Steps in which each head, or part of it, was trained."""
         self.last_report: StepReport | None = None
         self.rng = np.random.default_rng(config.train.seed)
         self.news_step = 0
@@ -119,6 +139,11 @@ class Mapping:
     def steps(self) -> int:
         """Training steps taken."""
         return self.trainer.steps if self.trainer else 0
+
+    @property
+    def language_steps(self) -> int:
+        """Steps in which features of the main encoder were trained."""
+        return self.learnt["language"]
 
     @property
     def can_train(self) -> bool:
@@ -138,7 +163,7 @@ class Mapping:
     @property
     def feature_shape(self) -> FeatureShape | None:
         """Room for features of a keyframe; None before the first."""
-        return self.replay.features if self.replay else None
+        return self.replay.language.shape if self.replay else None
 
     @property
     def bytes(self) -> int:
@@ -179,9 +204,24 @@ class Mapping:
 
     def make_field(self, workspace: Workspace) -> None:
         """A fresh field and trainer."""
-        heads = (colour_head(), language_head(self.feature_dim))
-        self.field = Field(self.config.field, workspace, heads).to(self.device)
-        self.trainer = Trainer(self.field, self.config.train)
+        self.field = Field(self.config.field, workspace, tuple(self.heads.values())).to(self.device)
+        self.field.class_texts = self.class_texts
+        self.trainer = Trainer(self.field, self.config.train, objectives_of(self.config.heads, self.field))
+
+    def align(self, texts: np.ndarray | None) -> None:
+        """Draw features at labelled pixels towards these words, unit vectors [C, D] of classes 1 to C, from now on."""
+        self.class_texts = None if texts is None else torch.from_numpy(texts).to(self.device)
+        if self.field is not None:
+            self.field.class_texts = self.class_texts
+
+    def know(self, head: HeadConfig) -> None:
+        """Have the field learn one more thing from now on; nothing where it does so already."""
+        if head.name in self.heads:
+            return
+        self.heads[head.name] = head
+        if self.field is not None and self.trainer is not None:
+            self.field.add_head(head)
+            self.trainer.pursue(objectives_of(self.config.heads, self.field))
 
     def accepts(self, frame: Frame) -> bool:
         """Whether a frame shows enough new to become a keyframe. O(keyframes)."""
@@ -209,6 +249,10 @@ class Mapping:
             margin_m = self.cube.margin_m
             self.replay.keep_inside(keyframe.slot, self.cube.low_m - margin_m, self.cube.high_m + margin_m)
         self.counts["keyframes"] += 1
+        self.masks.keep({k.id for k in self.keyframes.items})
+        brought = masks_of(frame)
+        if brought is not None:
+            self.add_masks(keyframe, frame, *brought)
         self._fuse(frame, keyframe.slot)
         self._follow_scene()
         self.news_step = self.steps
@@ -250,7 +294,7 @@ class Mapping:
                  np.round(workspace.centre_m, 2).tolist())  # fmt: skip
         self.make_field(workspace)
         self.points.created_step[:] = 0
-        self.language_steps = 0
+        self.learnt.clear()
         self.counts["workspaces"] += 1
 
     def add_features(self, keyframe: Keyframe, frame: Frame, target: Target) -> None:
@@ -261,6 +305,28 @@ class Mapping:
         self.points.fuse_features(frame, target)
         self.counts["encoded"] += 1
         self._revision += 1
+
+    def add_teacher(self, keyframe: Keyframe, frame: Frame, name: str, targets: dict[str, Target]) -> None:
+        """Attach what a further encoder measured: each target under its name, of which most encoders have one, their
+        own. The field gets a head for it the first time; the point map holds the main encoder's features only."""
+        assert self.replay is not None and self.keyframes is not None
+        if keyframe.id not in {k.id for k in self.keyframes.items}:
+            return
+        for teacher, target in targets.items():
+            self.replay.write_target(keyframe.slot, target, teacher)
+        self.know(teacher_head(name, next(iter(targets.values())).values.shape[1], self.config.heads))
+        self.counts[f"encoded_{name}"] += 1
+        self.news_step = self.steps
+
+    def add_masks(
+        self, keyframe: Keyframe, frame: Frame, masks: np.ndarray, names: Sequence[str] = (),
+        confidence: Sequence[float] = (),
+    ) -> None:  # fmt: skip
+        """Remember the 2-D masks of a keyframe, as far as their budget goes: see `memory.mask_store.mask_view`."""
+        if self.config.masks.store_mb > 0 and self.keyframes is not None:
+            if keyframe.id in {k.id for k in self.keyframes.items}:
+                self.masks.add(mask_view(keyframe, frame, masks, names, confidence))
+                self._revision += 1
 
     def saw(self, frame: Frame) -> None:
         """Count a frame, keyframe or not."""
@@ -273,7 +339,7 @@ class Mapping:
             return
         self.last_report = self.trainer.step(self.replay)
         self.samples += self.last_report.samples
-        self.language_steps += "language" in self.last_report.losses
+        self.learnt.update(self.last_report.losses.keys())
         self._revision += 1
 
     def correct_pose(self, keyframe_id: int, T_world_camera: np.ndarray) -> bool:
@@ -283,6 +349,7 @@ class Mapping:
         keyframe = self.keyframes.replace_pose(keyframe_id, T_world_camera)
         if keyframe is not None:
             self.replay.set_pose(keyframe.slot, T_world_camera)
+            self.masks.replace_poses([(keyframe.id, T_world_camera)])
         return keyframe is not None
 
     def correct_poses(
@@ -303,7 +370,9 @@ class Mapping:
         for keyframe_id, T in moved.items():
             self.correct_pose(keyframe_id, T)
         if moved:
-            self._fresh, self._rebuilt = PointMap(self.config.memory, self.feature_dim, self.cube), set()
+            self._fresh, self._rebuilt = PointMap(
+                self.config.memory, self.feature_dim, self.cube, self.config.heads.semantic_classes
+            ), set()
             self.news_step = self.steps
             self.counts["pose_corrections"] += len(moved)
             self._revision += 1
@@ -347,7 +416,7 @@ class Mapping:
         """An immutable copy for readers."""
         return take(
             self.points, self.field, stamp_s=self.stamp_s, frames=self.counts["frames"], step=self.steps,
-            language=self.language_steps > 0,
+            language=self.language_steps > 0, learnt=self.learnt, masks=self.masks.views,
         )  # fmt: skip
 
     def status(self) -> MappingStatus:

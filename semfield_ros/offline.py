@@ -24,9 +24,9 @@ from .encoders import create
 from .encoders.base import Encoder
 from .errors import ConfigError, SourceError
 from .frame import Frame, resized, within_range
-from .mapping import Mapping, pick_device
+from .mapping import Mapping, class_texts, pick_device
 from .memory.cubes import Cell, Cube, surface_shares
-from .memory.replay import FeatureShape
+from .memory.features import FeatureShape
 from .sources import Source, open_source
 
 log = logging.getLogger(__name__)
@@ -177,6 +177,7 @@ def _mapped(job: Job, encoder: Encoder) -> tuple[Mapping, int]:
         assert settings.memory.block_m is not None
         cube = Cube(job.cell, settings.memory.block_m)
         mapping = Mapping(block_config(settings, cube), encoder.dim, device, cube)
+    mapping.align(class_texts(settings.heads, encoder))
     count, shape = 0, None
     start, length = job.span
     for frame in usable(iter(job.recording.open(settings, start, length or None)), settings):
@@ -335,8 +336,7 @@ def _index(job: Job, found: Survey, made: dict[Cell | None, Done]) -> Path:
     last = max(max(stamps) for stamps in found.cells.values())
     atlas.stamp_s = last
     first = checkpoint.describe(made[cells[0]].path)
-    features = first.get("features")
-    atlas.resume(found.image, None if features is None else FeatureShape(**features))
+    atlas.resume(found.image, checkpoint.shape_of(first))
     totals = {
         "steps": sum(d.steps for d in made.values()), "samples": sum(d.samples for d in made.values()),
         "voxels": sum(d.voxels for d in made.values()),

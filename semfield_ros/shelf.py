@@ -143,7 +143,7 @@ class Shelf:
         return Sleeper(
             cube, mine, tuple(checkpoint.keyframes_of(description)), description["voxels"], description["steps"],
             description["samples"], description["counts"].get("encoded", 0), description["steps"],
-            "workspace" in description, description["language_steps"] > 0, trusted=False,
+            "workspace" in description, checkpoint.learnt_of(description).get("language", 0) > 0, trusted=False,
         )  # fmt: skip
 
     def wake(self, sleeper: Sleeper) -> Mapping | None:

@@ -20,8 +20,9 @@ from semfield_ros.encoders.stub import PALETTE
 from semfield_ros.frame import Frame, make_frame
 from semfield_ros.geometry import Camera, image_directions, look_at
 from semfield_ros.mapping import Mapping
-from semfield_ros.memory.replay import FeatureShape
+from semfield_ros.memory.features import FeatureShape
 
+STUB_DIM = create(EncoderConfig(name="stub")).dim
 CAMERA = Camera(80, 60, 70.0, 70.0, 39.5, 29.5)
 
 

@@ -23,8 +23,8 @@ from semfield_ros.field.world import WorldSnapshot
 from semfield_ros.geometry import look_at
 from semfield_ros.mapping import Mapping
 from semfield_ros.memory.cubes import Cube, cells_of, surface_shares
+from semfield_ros.memory.features import FeatureShape
 from semfield_ros.memory.point_map import PointMap, voxel_keys
-from semfield_ros.memory.replay import FeatureShape
 from semfield_ros.query.click import prompts_like
 from semfield_ros.query.prompt import PromptEncoder
 from semfield_ros.query.scores import score_points

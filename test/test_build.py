@@ -18,7 +18,7 @@ from semfield_ros.encoders import create
 from semfield_ros.errors import CheckpointError, ConfigError
 from semfield_ros.mapping import Mapping
 from semfield_ros.memory.cubes import surface_shares
-from semfield_ros.memory.replay import FeatureShape
+from semfield_ros.memory.features import FeatureShape
 from semfield_ros.offline import Here, Job, Recording, build, insist, names_of, perform, survey, usable
 from semfield_ros.offline_ray import RayPool
 

@@ -14,9 +14,10 @@ from semfield_ros.errors import ConfigError
 from semfield_ros.geometry import look_at
 from semfield_ros.mapping import Mapping
 from semfield_ros.memory.changes import crowded, disagreement, in_image, neighbour_keys, seen_through
+from semfield_ros.memory.features import FeatureShape
 from semfield_ros.memory.forgetting import forget_voxels
 from semfield_ros.memory.point_map import PointMap, voxel_centres, voxel_keys
-from semfield_ros.memory.replay import FORGOTTEN, FeatureShape, Replay
+from semfield_ros.memory.replay import FORGOTTEN, Replay
 
 CONFIG = MemoryConfig()
 FINE = MemoryConfig(voxel_size_m=0.01)
@@ -324,7 +325,8 @@ def test_records_in_forgotten_voxels_are_forgotten_and_all_others_kept_exactly()
     expected = np.isin(keys, gone) & (depth > 0)
     # points on a voxel's border may fall to either side of it
     border = np.abs(points / 0.02 - np.round(points / 0.02)).min(-1) < 1e-4
-    before = {name: getattr(replay, name).clone() for name in ("pixel", "depth", "rgb", "pose", "values")}
+    before = {name: getattr(replay, name).clone() for name in ("pixel", "depth", "rgb", "pose")}
+    features = replay.language.values.clone()
     count = forget_voxels(replay, gone, 0.02, spare=2)
     forgotten = replay.depth[replay.order].numpy() == FORGOTTEN
     assert not forgotten[2].any() and expected[2].any(), "the newest view is spared"
@@ -333,6 +335,7 @@ def test_records_in_forgotten_voxels_are_forgotten_and_all_others_kept_exactly()
     for name, value in before.items():
         if name != "depth":
             assert torch.equal(getattr(replay, name), value)
+    assert torch.equal(replay.language.values, features)
     assert np.array_equal(replay.depth[replay.order].numpy()[~forgotten], depth[~forgotten])
     rays = replay.rays(20_000, 0.3, torch.Generator().manual_seed(0))
     hit = (rays.origins + rays.directions * rays.depth_m[:, None])[rays.slots != 2].numpy()
@@ -351,7 +354,7 @@ def test_features_measured_on_what_is_gone_go_too_and_others_stay():
         # by hand: 6 x 8 cells of 5 x 5 records
         of = lost[slot] | (depth[slot] > 0)
         share = lost[slot].reshape(6, 5, 8, 5).sum((1, 3)) / of.reshape(6, 5, 8, 5).sum((1, 3))
-        kept = replay.cell_row[slot, :48].numpy().reshape(6, 8) >= 0
+        kept = replay.language.cell_row[slot, :48].numpy().reshape(6, 8) >= 0
         assert np.array_equal(kept, share < 0.2) and 0 < (~kept).sum() < 24
 
 

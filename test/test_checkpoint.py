@@ -18,7 +18,7 @@ from semfield_ros.encoders import create
 from semfield_ros.encoders.stub import StubEncoder
 from semfield_ros.errors import CheckpointError
 from semfield_ros.mapping import Mapping
-from semfield_ros.memory.replay import FeatureShape
+from semfield_ros.memory.features import FeatureShape
 
 STUB = create(EncoderConfig(name="stub"))
 TINY = replace(
@@ -67,8 +67,8 @@ def test_a_map_comes_back_whole(tmp_path):
     for x, y in zip(loaded.keyframes.items, mapping.keyframes.items, strict=True):
         assert replace(x, T_world_camera=None) == replace(y, T_world_camera=None)
         assert np.array_equal(x.T_world_camera, y.T_world_camera)
-    assert loaded.replay.order == mapping.replay.order and loaded.replay.with_features == mapping.replay.with_features
-    assert np.array_equal(loaded.replay.window.kernel, mapping.replay.window.kernel)
+    assert loaded.replay.order == mapping.replay.order and loaded.replay.language.slots == mapping.replay.language.slots
+    assert np.array_equal(loaded.replay.language.window.kernel, mapping.replay.language.window.kernel)
 
 
 def test_a_map_that_dropped_keyframes_comes_back_whole(tmp_path):
@@ -109,7 +109,7 @@ def test_maps_before_the_first_frame_and_without_features(tmp_path):
     frame = stream(1)[0]
     blind.add_keyframe(frame, FeatureShape.of(STUB.encode_frame(frame)))
     loaded = load(checkpoint.save(tmp_path / "blind", blind, STUB))
-    assert loaded.replay.window is None and loaded.replay.with_features == []
+    assert loaded.replay.language.window is None and loaded.replay.language.slots == []
     loaded.train_step()
 
 

@@ -66,7 +66,7 @@ def test_a_training_step_never_waits_for_a_gpu(monkeypatch):
     config = replace(SMALL, field=replace(SMALL.field, backend="torch"), train=train)
     mapping = mapped(3, config)
     field, replay, trainer = mapping.field, mapping.replay, mapping.trainer
-    assert isinstance(trainer, Trainer) and replay.with_features
+    assert isinstance(trainer, Trainer) and replay.language.slots
     replay.with_holes = list(replay.order)
     photometric = trainer.without_depth()
     optimisers = [*trainer.grids.values(), *photometric.grids]
@@ -81,9 +81,11 @@ def test_a_training_step_never_waits_for_a_gpu(monkeypatch):
     try:
         with FakeTensorMode():
             replay.device = torch.device("cuda")
-            for name, value in vars(replay).items():
-                if isinstance(value, torch.Tensor):
-                    setattr(replay, name, imagined(value))
+            for holder in (replay, replay.language):
+                holder.device = replay.device
+                for name, value in vars(holder).items():
+                    if isinstance(value, torch.Tensor):
+                        setattr(holder, name, imagined(value))
             for module in field.modules():
                 for name, p in module.named_parameters(recurse=False):
                     setattr(module, name, torch.nn.Parameter(imagined(p)))

@@ -263,7 +263,7 @@ def test_a_cleared_region_is_forgotten_and_learnt_again():
         assert inside(after) == 0 and len(after) == len(before) - cleared.voxels
         assert engine.clear_region(low, high) == Cleared(0, 0), "its rays are gone too"
         feed(engine, [replace(f, stamp_s=f.stamp_s + 10) for f in stream(6)])
-        engine.run(lambda m: m.add_keyframe(stream(6, first_s=20.0)[3], m.replay.features)).result()
+        engine.run(lambda m: m.add_keyframe(stream(6, first_s=20.0)[3], m.replay.language.shape)).result()
         assert inside(engine.snapshot(fresh=True).cloud.points) > 100
         with pytest.raises(QueryError, match="region"):
             engine.clear_region([0, 0, 0], [-1, 1, 1])

@@ -22,7 +22,8 @@ from semfield_ros.field.window import patch_loss
 from semfield_ros.field.workspace import Workspace, contract
 from semfield_ros.geometry import image_directions, look_at
 from semfield_ros.mapping import Mapping, language_head
-from semfield_ros.memory.replay import FeatureShape, RayBatch, Replay
+from semfield_ros.memory.features import FeatureShape
+from semfield_ros.memory.replay import RayBatch, Replay
 
 STUB = create(EncoderConfig(name="stub"))
 TINY = FieldConfig(
@@ -355,7 +356,7 @@ def test_language_never_shapes_geometry_and_geometry_never_shapes_language():
 def test_training_language_alone_leaves_geometry_as_it_was():
     """The same through whole steps: with or without features, the same rays give the same geometry."""
     silent = mapped(4)
-    silent.replay.with_features.clear()
+    silent.replay.language.slots.clear()
     spoken = mapped(4)
     for mapping in (silent, spoken):
         # patches draw from the generator too: give every step its own

@@ -13,7 +13,7 @@ from semfield_ros.field.snapshot import TRUSTED_STEPS
 from semfield_ros.field.workspace import Workspace
 from semfield_ros.geometry import back_project, look_at
 from semfield_ros.mapping import MAX_EXTENT_M, Mapping, outgrown, pick_device, workspace_around
-from semfield_ros.memory.replay import FeatureShape
+from semfield_ros.memory.features import FeatureShape
 
 STUB = create(EncoderConfig(name="stub"))
 
@@ -118,7 +118,7 @@ def test_features_of_a_forgotten_keyframe_reach_the_points_but_not_a_strangers_r
     old = add(mapping, first, features=False)
     add(mapping, second, features=False)
     mapping.add_features(old, first, target)
-    assert mapping.replay.with_features == [] and mapping.counts["encoded"] == 1
+    assert mapping.replay.language.slots == [] and mapping.counts["encoded"] == 1
     assert (mapping.points.feature_mass > 0).any()
 
 

@@ -1,5 +1,7 @@
 """Replay: records are pixels, rays move with their keyframe's pose, windows are the encoder's, bytes are bounded."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from semfield_ros.config import EncoderConfig, MemoryConfig
 from semfield_ros.encoders import create
 from semfield_ros.encoders.base import Target, Window
 from semfield_ros.geometry import Camera, back_project, look_at, pixel_directions, transform_points
-from semfield_ros.memory.replay import FeatureShape, Replay
+from semfield_ros.memory.features import TENSORS, FeatureShape
+from semfield_ros.memory.replay import Replay
 from semfield_ros.memory.surface import depth_normals
 
 DIM = 4
@@ -166,14 +169,16 @@ def test_capacity_follows_the_budget_and_bytes_are_what_is_allocated():
     config = MemoryConfig(replay_mb=1, max_keyframes=400, pixels_per_keyframe=1200)
     replay = replay_of(config)
     held = sum(getattr(replay, name).nbytes for name in Replay._TENSORS)
+    held += sum(getattr(replay.language, name).nbytes for name in TENSORS)
     assert held == replay.bytes <= 2**20 and replay.capacity == 2**20 // replay.bytes_per_slot < 400
     assert replay_of(MemoryConfig(replay_mb=512, max_keyframes=3)).capacity == 3
     rng = np.random.default_rng(0)
     for i in range(3 * replay.capacity):
         replay.write(i % replay.capacity, wall(1.0), rng)
         replay.write_target(i % replay.capacity, target_of(6, 8))
-    assert sum(getattr(replay, name).nbytes for name in Replay._TENSORS) == held, "nothing grows"
-    assert len(replay.order) == len(replay.with_features) == replay.capacity
+    after = sum(getattr(replay, name).nbytes for name in Replay._TENSORS)
+    assert after + sum(getattr(replay.language, name).nbytes for name in TENSORS) == held, "nothing grows"
+    assert len(replay.order) == len(replay.language.slots) == replay.capacity
 
 
 def test_a_slot_is_overwritten_whole():
@@ -184,11 +189,11 @@ def test_a_slot_is_overwritten_whole():
         replay.write_target(slot, target_of(6, 8))
     replay.write(0, wall(3.0), rng)
     assert replay.order == [1, 0], "the newest is last"
-    assert replay.with_features == [1], "its old features went with the old frame"
+    assert replay.language.slots == [1], "its old features went with the old frame"
     assert set(replay.rays(500, 0.0, generator()).depth_m.tolist()) == {2.0, 3.0}
     patches = replay.patches(200, 2, True, 0.3, generator())
     assert patches.points[..., 2].unique().tolist() == [2.0]
-    assert (replay.cell_row[0] == -1).all()
+    assert (replay.language.cell_row[0] == -1).all()
 
 
 def test_recent_keyframes_are_drawn_more_often():
@@ -219,7 +224,7 @@ def test_state_round_trip():
     first.write_target(0, target_of(6, 8, Window.gaussian(3.0, 1.0)))
     second = replay_of()
     state = {k: v.clone() for k, v in first.state().items()}
-    second.load(state, list(first.order), list(first.with_features), first.window)
+    second.load(state, json.loads(json.dumps(first.describe())))
     a, b = (r.rays(300, 0.3, generator()) for r in (first, second))
     p, q = (r.patches(60, 4, True, 0.3, generator()) for r in (first, second))
     for name in ("origins", "directions", "depth_m", "rgb", "incidence", "slots"):
@@ -310,7 +315,7 @@ def test_sparse_targets_share_rows_and_skip_unmeasured_cells():
     index[:, 6:], index[0, :2] = 1, 0
     target = Target(values, index, np.array([0.25, 0.75], np.float32), Window.pixel())
     replay = replay_of(shape=FeatureShape.of(target))
-    assert replay.features == FeatureShape(DIM, 128, 48), "masks: room for 128 of them"
+    assert replay.language.shape == FeatureShape(DIM, 128, 48), "masks: room for 128 of them"
     replay.write(0, wall(1.0), np.random.default_rng(0))
     replay.write_target(0, target)
     batch = replay.patches(2000, 3, True, 0.0, generator())
@@ -335,7 +340,7 @@ def test_targets_larger_than_their_room_are_thinned_out(h, w):
         where = batch.values[:, :2] / batch.values[:, 2:3] * torch.tensor([80.0, 60.0]) - 0.5
         points = batch.points / batch.points[..., 2:3]
         pixel = torch.stack([points[..., 0] * CAMERA.fx + CAMERA.cx, points[..., 1] * CAMERA.fy + CAMERA.cy], -1)
-        grid = tuple(replay.grid_shape[0].tolist())
+        grid = tuple(replay.language.grid_shape[0].tolist())
         assert len(batch.values) == 500 and room / 4 <= grid[0] * grid[1] <= room
         # half a kept cell, half an original cell, and a block of records
         reach = torch.tensor([80.0 / grid[1], 60.0 / grid[0]]) / 2 + torch.tensor([80.0 / w, 60.0 / h]) / 2 + 2

@@ -45,7 +45,8 @@ from semfield_ros.field.workspace import Workspace, contract
 from semfield_ros.frame import make_frame
 from semfield_ros.geometry import Camera
 from semfield_ros.mapping import Mapping
-from semfield_ros.memory.replay import ColourBatch, FeatureShape, Replay
+from semfield_ros.memory.features import FeatureShape
+from semfield_ros.memory.replay import ColourBatch, Replay
 
 WORKSPACE = Workspace((0.0, 0.0, 0.0), 2.0)
 SMALL = FieldConfig(

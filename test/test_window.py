@@ -15,7 +15,8 @@ from semfield_ros.field.heads import HeadConfig
 from semfield_ros.field.trainer import Trainer
 from semfield_ros.field.window import EVERY_STEPS, FROM_STEP, SCALES, WindowFit, patch_shape, widest_of_the_best
 from semfield_ros.frame import make_frame
-from semfield_ros.memory.replay import HELD_OUT, FeatureShape, Replay
+from semfield_ros.memory.features import FeatureShape
+from semfield_ros.memory.replay import HELD_OUT, Replay
 
 CLASSES, FRAMES, CELL_PX = 5, 5, 10
 
@@ -34,9 +35,9 @@ class PerfectField:
 
     def head(self, name):
         config = HeadConfig("language", CLASSES, late_linear=True, unit=True, loss="cosine_sqrt")
-        return SimpleNamespace(config=config, hidden=lambda encoded, directions: encoded, finish=lambda means: means)
+        return SimpleNamespace(config=config, finish=lambda means: means)
 
-    def encode(self, grid, points):
+    def hidden(self, name, points):
         wall = points[:, 2].round().long().clamp(1, FRAMES) - 1
         u = (points[:, 0] / points[:, 2] * CAMERA.fx + CAMERA.cx).round().long().clamp(0, 79)
         v = (points[:, 1] / points[:, 2] * CAMERA.fy + CAMERA.cy).round().long().clamp(0, 59)
@@ -89,8 +90,8 @@ def test_before_there_is_anything_to_compare_the_size_stays():
 
 def test_held_out_measurements_are_never_drawn_for_training():
     replay = measured(20, 20.0)
-    values = torch.randn(replay.values.shape, generator=torch.Generator().manual_seed(1))
-    replay.values.copy_(values)  # so that a value says which measurement it is
+    values = torch.randn(replay.language.values.shape, generator=torch.Generator().manual_seed(1))
+    replay.language.values.copy_(values)  # so that a value says which measurement it is
 
     def drawn(held_out):
         batch = replay.patches(6000, 1, True, 0.0, torch.Generator().manual_seed(0), held_out=held_out)

@@ -23,7 +23,7 @@ from ..errors import QueryError
 from ..evaluation.measured import Faults, MeasuredEncoder
 from ..frame import Frame, within_range
 from ..mapping import Mapping
-from ..memory.replay import FeatureShape
+from ..memory.features import FeatureShape
 from ..query.prompt import PromptEncoder
 from ..query.scores import Source
 from . import changes_static

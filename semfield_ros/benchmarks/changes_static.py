@@ -17,7 +17,7 @@ from ..evaluation.metrics import confusion_matrix, segmentation
 from ..frame import Frame, within_range
 from ..geometry import project
 from ..mapping import Mapping
-from ..memory.replay import FeatureShape
+from ..memory.features import FeatureShape
 from ..query.prompt import EncodedPrompts, PromptEncoder
 from ..query.scores import score_points
 from ..sources import open_source

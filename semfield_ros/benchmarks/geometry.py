@@ -26,8 +26,9 @@ from ..field.trainer import Trainer, depth_guided
 from ..frame import Frame
 from ..geometry import pixel_directions
 from ..mapping import workspace_around
+from ..memory.features import FeatureShape
 from ..memory.point_map import PointMap
-from ..memory.replay import FeatureShape, Replay
+from ..memory.replay import Replay
 from ..sources import open_source
 from .report import json_line, show_table
 

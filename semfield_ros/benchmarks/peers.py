@@ -27,8 +27,9 @@ from ..field.workspace import Workspace
 from ..frame import Frame
 from ..geometry import image_directions
 from ..mapping import colour_head, language_head, workspace_around
+from ..memory.features import FeatureShape
 from ..memory.point_map import PointMap
-from ..memory.replay import FeatureShape, Replay
+from ..memory.replay import Replay
 from ..sources.simulator import Simulator, SimulatorConfig
 from .published import PUBLISHED, Peer, Published, Rays
 from .published_coslam import RAYS as COSLAM_RAYS

@@ -30,7 +30,8 @@ from ..field.workspace import Workspace
 from ..frame import Frame
 from ..geometry import back_project
 from ..mapping import colour_head, language_head, pick_device, workspace_around
-from ..memory.replay import FeatureShape, RayBatch, Replay
+from ..memory.features import FeatureShape
+from ..memory.replay import RayBatch, Replay
 from .report import json_line, show_table
 
 COLOUR_INPUTS = 9

@@ -23,8 +23,9 @@ from ..field.trainer import Trainer
 from ..frame import Frame
 from ..geometry import image_directions
 from ..mapping import colour_head, workspace_around
+from ..memory.features import FeatureShape
 from ..memory.point_map import PointMap
-from ..memory.replay import FeatureShape, Replay
+from ..memory.replay import Replay
 from ..sources.simulator import Simulator, SimulatorConfig
 from .report import json_line, mean, show_table
 

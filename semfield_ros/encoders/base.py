@@ -131,3 +131,23 @@ class Encoder(Protocol):
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Unit text features [N, D] float32; ConfigError where has_text is False."""
         ...
+
+
+def targets_of(name: str, encoder: Encoder, frame: Frame) -> dict[str, Target]:
+    """All that an encoder measures of a frame, by name: what its `encode_targets(frame)` gives, where it has one (each
+    level of a pyramid), else its target under its own name."""
+    several = getattr(encoder, "encode_targets", None)
+    return several(frame) if several is not None else {name: encoder.encode_frame(frame)}
+
+
+@runtime_checkable
+class CropEncoder(Encoder, Protocol):
+    """An encoder that can also say in one feature what a whole crop shows."""
+
+    def encode_crops(self, crops: np.ndarray, frame_width_px: int) -> np.ndarray:
+        """Unit features [N, D] float32 of crops [N, h, w, 3] uint8 of a frame, all of one size, in the text's space.
+
+        Args:
+            frame_width_px: width of the frame they were cut from; it tells their scale.
+        """
+        ...

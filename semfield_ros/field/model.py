@@ -8,9 +8,10 @@ from torch import nn
 from ..config import FieldConfig
 from ..errors import ConfigError
 from .hash_grid import HashGrid
-from .heads import Head, HeadConfig
+from .heads import Head, HeadConfig, position_frequencies
 from .mlp import Mlp
 from .proposal import Proposals
+from .scale_head import ScaleHead
 from .workspace import SPAN, Workspace
 
 
@@ -43,14 +44,25 @@ class Field(nn.Module):
                 backend=config.backend,
                 precision=config.precision,
             )
-            self.heads = nn.ModuleDict(
-                {
-                    head.name: Head(head, self.grid(head.grid).width, config.hidden, config.backend, config.precision)
-                    for head in heads
-                }
-            )
+            self.heads = nn.ModuleDict({head.name: self._head_of(head) for head in heads})
         self.proposals: Proposals | None = None
         """Where to look along rays without depth; there once any have been trained on."""
+        self.class_texts: torch.Tensor | None = None
+        """Words of the classes of labels as unit vectors [C, D], where features are aligned with them."""
+
+    def _head_of(self, head: HeadConfig) -> Head:
+        kind = ScaleHead if head.knots_m else Head
+        return kind(head, self.grid(head.grid).width, self.config.hidden, self.config.backend, self.config.precision)
+
+    def add_head(self, head: HeadConfig) -> Head:
+        """One head more, untrained; what the others know stays. ConfigError where there is one of that name."""
+        if head.name in self.heads:
+            raise ConfigError(f"the field has a head {head.name!r} already")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed + len(self.heads))
+            made = self._head_of(head)
+        self.heads[head.name] = made.to(self.grid("feature").table.device)
+        return made
 
     def grid(self, name: str) -> HashGrid:
         """The hash grid of that name."""
@@ -70,6 +82,11 @@ class Field(nn.Module):
         """Grid features [N, width] at points [N, 3]."""
         encoded: torch.Tensor = self.grid(grid)(self.workspace.to_unit(points_world))
         return encoded
+
+    def hidden(self, name: str, points_world: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor:
+        """What a head composites of points [N, 3], seen along directions [N, 3] where it sees them: `Head.hidden`."""
+        head, positions = self.head(name), self.workspace.to_unit(points_world)
+        return head.hidden(self.grid(head.config.grid)(positions), directions, positions)
 
     def distance(self, encoded: torch.Tensor) -> torch.Tensor:
         """Signed distance [N] in metres (positive in front of surfaces), meaningful within the truncation band."""
@@ -100,5 +117,10 @@ class Field(nn.Module):
 
     def trunk_at(self, name: str, points_world: torch.Tensor) -> torch.Tensor:
         """What the trunk of a head without viewing directions gives, [N, hidden] at points [N, 3]; as `distance_at`."""
-        head = self.head(name)
-        return head.trunk.of_grid(self.grid(head.config.grid), self.workspace.to_unit(points_world))
+        head, positions = self.head(name), self.workspace.to_unit(points_world)
+        if not head.config.frequencies:
+            return head.trunk.of_grid(self.grid(head.config.grid), positions)
+        with torch.no_grad():
+            encoded = self.grid(head.config.grid)(positions)
+            out: torch.Tensor = head.trunk(torch.cat([encoded, position_frequencies(positions, head.config.frequencies)], -1))
+        return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from ..cloud import SurfaceCloud
+from ..memory.mask_store import MaskView
 from ..memory.point_map import PointMap, voxel_keys
 from .model import Field
 
@@ -28,6 +30,9 @@ class Snapshot:
         cloud: the point map's N voxels. features: [N, D] float16 running means (not normalised).
         measured: [N] bool, voxels with at least one feature measurement. created_step: [N] int64.
         field: the neural field, None before the first keyframe. language: whether the field has learnt features.
+        learnt: how many steps each head of the field, or part of it, has been trained, by name.
+        votes: [N, C] float32 label pixels of each class that voxels have seen; C = 0 where labels are not mapped.
+        masks: the keyframes that had 2-D masks, as far as the budget for them goes.
     """
 
     stamp_s: float
@@ -41,6 +46,9 @@ class Snapshot:
     voxel_size_m: float
     field: Field | None
     language: bool
+    learnt: dict[str, int] = dataclass_field(default_factory=dict)
+    votes: np.ndarray = dataclass_field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    masks: tuple[MaskView, ...] = ()
 
     @cached_property
     def feature_lengths(self) -> np.ndarray:
@@ -112,7 +120,10 @@ def frozen(field: Field) -> Field:
     return twin.eval()
 
 
-def take(points: PointMap, field: Field | None, *, stamp_s: float, frames: int, step: int, language: bool) -> Snapshot:
+def take(
+    points: PointMap, field: Field | None, *, stamp_s: float, frames: int, step: int, language: bool,
+    learnt: dict[str, int] | None = None, masks: tuple[MaskView, ...] = (),
+) -> Snapshot:
     """Copy the point map and the field. Costs one pass over their bytes."""
     rows = points.rows
     with torch.no_grad():
@@ -129,4 +140,7 @@ def take(points: PointMap, field: Field | None, *, stamp_s: float, frames: int, 
         voxel_size_m=points.config.voxel_size_m,
         field=twin,
         language=language,
+        learnt=dict(learnt or {}),
+        votes=points.votes[rows].astype(np.float32),
+        masks=masks,
     )

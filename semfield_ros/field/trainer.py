@@ -17,7 +17,8 @@ from ..memory.replay import NeighbourBatch, PatchBatch, RayBatch, Replay
 from .hash_grid import choose_backend
 from .heads import head_loss
 from .model import Field
-from .optimiser import GridAdam
+from .objectives import Objective
+from .optimiser import GridAdam, widen_moments
 from .photometric import Photometric
 from .window import WindowFit, patch_loss, patch_shape
 
@@ -70,8 +71,9 @@ def depth_guided(
 class Trainer:
     """Owns a field's optimisers and random state. Not thread-safe: the engine's thread owns it."""
 
-    def __init__(self, field: Field, config: TrainConfig):
+    def __init__(self, field: Field, config: TrainConfig, objectives: tuple[Objective, ...] = ()):
         self.field, self.config = field, config
+        self.objectives: dict[str, Objective] = {}
         device = next(field.parameters()).device
         self.generator = torch.Generator(device=device).manual_seed(config.seed)
         self.grids = {name: GridAdam(field.grid(name)) for name in field.grids}
@@ -81,6 +83,27 @@ class Trainer:
         self.window = WindowFit(config.window_scale, config.seed)
         self.steps = 0
         self.photometric: Photometric | None = None
+        self.pursue(objectives)
+
+    def pursue(self, objectives: tuple[Objective, ...]) -> None:
+        """Train these from now on besides colour, shape and language; what is pursued already goes on as it was."""
+        self.objectives |= {o.name: o for o in objectives if o.name not in self.objectives}
+        known = {id(p) for group in self.dense.param_groups for p in group["params"]}
+        known |= {id(self.field.grid(name).table) for name in self.field.grids}
+        proposals = self.field.proposals
+        known |= {id(p) for p in proposals.parameters()} if proposals is not None else set()
+        fresh: list[torch.Tensor] = [p for p in self.field.parameters() if id(p) not in known]
+        fresh += [p for o in self.objectives.values() for p in o.parameters() if id(p) not in known]
+        if fresh:
+            self.dense.add_param_group({"params": fresh})
+
+    def _dense_parameters(self) -> dict[str, torch.Tensor]:
+        """What `dense` moves, by a name that a checkpoint can tell it by."""
+        named: dict[str, torch.Tensor] = {name: p for name, p in self.field.named_parameters() if not name.startswith("proposals.")}
+        for o in self.objectives.values():
+            named |= {f"objective.{o.name}.{i}": p for i, p in enumerate(o.parameters())}
+        mine = {id(p) for group in self.dense.param_groups for p in group["params"]}
+        return {name: p for name, p in named.items() if id(p) in mine}
 
     def step(self, replay: Replay) -> StepReport:
         """One step on random rays and patches of the replay. O(rays x samples), whatever the map's size."""
@@ -95,11 +118,16 @@ class Trainer:
         more, count = self._language_losses(replay)
         losses |= more
         samples += count
+        for objective in self.objectives.values():
+            more, count = objective.losses(self.field, replay, self.steps, self.generator)
+            losses |= more
+            samples += count
         if losses:
             total = torch.stack(list(losses.values())).sum()
             self.dense.zero_grad(set_to_none=True)
             total.backward()
             rate = config.learning_rate
+            widen_moments(self.dense)
             self.dense.step()
             for optimiser in self.grids.values():
                 optimiser.step(rate)
@@ -111,24 +139,33 @@ class Trainer:
     def state(self) -> dict[str, torch.Tensor]:
         """Moments of all optimisers, for a checkpoint."""
         state = {f"{name}.{k}": v for name, grid in self.grids.items() for k, v in grid.state().items()}
-        for i, p in enumerate(self.dense.param_groups[0]["params"]):
-            state |= {f"dense.{i}.{k}": v for k, v in self.dense.state.get(p, {}).items()}
+        for name, p in self._dense_parameters().items():
+            state |= {f"dense.{name}.{k}": v for k, v in self.dense.state.get(p, {}).items()}
         if self.photometric is not None:
             state |= {f"photometric.{k}": v for k, v in self.photometric.state().items()}
         state |= {f"window.{k}": v for k, v in self.window.state().items()}
+        for name, objective in self.objectives.items():
+            state |= {f"objective.{name}.{k}": v for k, v in objective.state().items()}
         return state
 
     def load(self, state: dict[str, torch.Tensor], steps: int) -> None:
         """Resume from `state()` at step `steps`."""
         for name, grid in self.grids.items():
             grid.load({k: state[f"{name}.{k}"] for k in ("mean", "square", "steps")})
-        for i, p in enumerate(self.dense.param_groups[0]["params"]):
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            if f"dense.{i}.step" in state:
-                self.dense.state[p] = {k: state[f"dense.{i}.{k}"].to(p.device).clone() for k in keys}
+        for i, (name, p) in enumerate(self._dense_parameters().items()):
+            # by number in maps saved before there were further heads
+            saved = f"dense.{name}" if f"dense.{name}.step" in state else f"dense.{i}"
+            if f"{saved}.step" in state:
+                moments = {k: state[f"{saved}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+                self.dense.state[p] = {k: v.to(p.device).clone() for k, v in moments.items()}
         mine = {k.removeprefix("photometric."): v for k, v in state.items() if k.startswith("photometric.")}
         if mine:
             self.without_depth().load(mine)
+        for name, objective in self.objectives.items():
+            prefix = f"objective.{name}."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if own:
+                objective.load(own)
         if "window.size" in state:
             self.window.load({k.removeprefix("window."): v for k, v in state.items() if k.startswith("window.")})
         self.steps = steps
@@ -160,7 +197,7 @@ class Trainer:
         # the sample just before or just behind the surface, in turn, so that colour is not learnt off to one side
         ray = torch.arange(n, device=batch.depth_m.device)
         nearest = ray * (free + samples) + free + samples // 2 - ray % min(2, samples)
-        heads = [head for head in map(field.head, field.heads) if head.config.grid == "geometry"]
+        heads = [h for h in map(field.head, field.heads) if h.config.grid == "geometry" and not h.config.detach_grid]
         if self._fuses("geometry") and fused.fuses_rays(field):
             encoded, target = fused.guided(field, batch, free, samples, NEAR_M, self.generator)
             head = heads[0] if heads else None
@@ -186,7 +223,7 @@ class Trainer:
         config = self.config
         if "language" not in self.field.heads:
             return {}, 0
-        window = replay.window
+        window = replay.language.window
         fit = config.fit_window and config.through_window and window is not None and window.pitch_px > 0
         if fit and self.window.due(self.steps):
             self.window.update(self.field, replay, self.steps)
@@ -224,7 +261,7 @@ class Trainer:
         if self._fuses(head.config.grid) and fused.fuses_language(head):
             encoded = fused.encode(self.field, head.config.grid, points)
             return fused.language(head, encoded, share, pairs.weight if pairs is not None else None)
-        hidden = head.hidden(self.field.encode(head.config.grid, points), None)
+        hidden = self.field.hidden("language", points)
         means = (hidden[: p * k].view(p, k, -1) * share[..., None]).sum(1)
         if pairs is None:
             return means, None

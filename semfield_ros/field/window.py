@@ -90,9 +90,10 @@ def patch_shape(replay: Replay, n: int, rays: int, through_window: bool) -> tupl
     A measurement of a pixel or two needs no more rays than it covers records; up to four times the measurements take
     the rest.
     """
-    if replay.window is None or not replay.with_features or (through_window and replay.window.pitch_px > 0):
+    store = replay.language
+    if store.window is None or not store.slots or (through_window and store.window.pitch_px > 0):
         return n, rays
-    h, w = replay.grid_shape[replay.with_features[-1]].tolist()
+    h, w = store.grid_shape[store.slots[-1]].tolist()
     needed = min(rays, max(-(-replay.records // (h * w)), -(-rays // 4)))
     return n * rays // needed, needed
 
@@ -114,7 +115,7 @@ def prediction_loss(field: Field, batch: PatchBatch) -> torch.Tensor:
     """How badly a field predicts measurements through the window they were drawn with: the training loss, a scalar."""
     head = field.head("language")
     p, k = batch.valid.shape
-    hidden = head.hidden(field.encode(head.config.grid, batch.points.reshape(-1, 3)), None).view(p, k, -1)
+    hidden = field.hidden("language", batch.points.reshape(-1, 3)).view(p, k, -1)
     weight = batch.valid.float()
     mean = (hidden * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1)
     return patch_loss(head, batch, mean)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .changes import COLOUR_CHANGE
+from .features import FeatureStore
 from .point_map import voxel_centres, voxel_keys
 from .replay import FORGOTTEN, Replay
 
@@ -43,7 +44,7 @@ def forget_voxels(
         slot = chunk[near]
         keep = replay.depth[slot, record] > 0
         slot, record = slot[keep], record[keep]
-        origins, directions, _ = replay._world_rays(slot, replay.pixel[slot, record])
+        origins, directions, _ = replay.world_rays(slot, replay.pixel[slot, record])
         points = origins + directions * replay.depth[slot, record, None]
         own = voxel_keys(points.cpu().numpy(), voxel_size_m)
         at = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
@@ -54,7 +55,8 @@ def forget_voxels(
         gone = torch.from_numpy(inside).to(device)
         if inside.any():
             replay.depth[slot[gone], record[gone]] = FORGOTTEN
-            _forget_features(replay, slot[gone], record[gone])
+            for store in (replay.language, *replay.teachers.values()):
+                _forget_features(replay, store, slot[gone], record[gone])
             count += int(inside.sum())
     return count
 
@@ -85,9 +87,11 @@ def _records_near(
     return near, record
 
 
-def _forget_features(replay: Replay, slot: torch.Tensor, record: torch.Tensor) -> None:
+def _forget_features(replay: Replay, store: FeatureStore, slot: torch.Tensor, record: torch.Tensor) -> None:
     """Forget the measurements in the middle of whose windows a share of the records has just been forgotten."""
-    if replay.window is None:
+    known = store.row[slot] >= 0
+    slot, record = slot[known], record[known]
+    if store.window is None or not len(slot):
         return
     touched = torch.unique(slot)
     of = torch.searchsorted(touched, slot)
@@ -98,8 +102,9 @@ def _forget_features(replay: Replay, slot: torch.Tensor, record: torch.Tensor) -
         torch.nn.functional.pad(x.view(-1, replay.grid_h, replay.grid_w).cumsum(1).cumsum(2), (1, 0, 1, 0))
         for x in (gone, used)
     ]
-    shapes = replay.grid_shape[touched]
-    window_px = replay.window.kernel.shape[0] * replay.window.pitch_px / 2
+    at = store.row[touched]
+    shapes = store.grid_shape[at]
+    window_px = store.window.kernel.shape[0] * store.window.pitch_px / 2
     for h, w in torch.unique(shapes, dim=0).tolist():
         mine = torch.nonzero((shapes == torch.tensor([h, w], device=replay.device)).all(1)).squeeze(1)
         top, bottom = _spans(h, replay.height, replay.grid_h, window_px, replay.stride)
@@ -110,9 +115,9 @@ def _forget_features(replay: Replay, slot: torch.Tensor, record: torch.Tensor) -
             for x in sums
         )  # fmt: skip
         drop = (lost > 0) & (lost >= _CELL_SHARE * all_of)
-        rows = replay.cell_row[touched[mine], : h * w]
+        rows = store.cell_row[at[mine], : h * w]
         rows[drop.view(len(mine), -1)] = -1
-        replay.cell_row[touched[mine], : h * w] = rows
+        store.cell_row[at[mine], : h * w] = rows
 
 
 def _spans(cells: int, pixels: int, blocks: int, window_px: float, stride: int) -> tuple[list[int], list[int]]:

@@ -76,8 +76,8 @@ def voxel_centres(keys: np.ndarray, voxel_size_m: float) -> np.ndarray:
 class PointMap:
     """Voxels in rows of growing arrays; freed rows are reused. Not thread-safe: the engine's thread owns it."""
 
-    def __init__(self, config: MemoryConfig, feature_dim: int, cube: Cube | None = None):
-        self.config, self.feature_dim, self.cube = config, feature_dim, cube
+    def __init__(self, config: MemoryConfig, feature_dim: int, cube: Cube | None = None, classes: int = 0):
+        self.config, self.feature_dim, self.cube, self.classes = config, feature_dim, cube, classes
         self.keys = np.zeros(0, np.int64)  # sorted, with _rows beside it
         self._rows = np.zeros(0, np.int64)
         self._allocate(4096)
@@ -99,10 +99,11 @@ class PointMap:
         self.created_step = np.zeros(rows, np.int64)
         self.features = np.zeros((rows, self.feature_dim), np.float16)
         self.feature_mass = np.zeros(rows, np.float32)
+        self.votes = np.zeros((rows, self.classes), np.float16)
 
     _ARRAYS = (
         "points", "normals", "rgb", "hits", "mass", "observations", "last_seen_s", "created_step", "features",
-        "feature_mass", "doubt",
+        "feature_mass", "doubt", "votes",
     )  # fmt: skip
 
     def __len__(self) -> int:
@@ -121,7 +122,7 @@ class PointMap:
     @property
     def max_bytes(self) -> int:
         """Bytes at `max_voxels`."""
-        return self.config.max_voxels * (3 * 12 + 2 + 4 + 4 + 8 + 8 + 2 * self.feature_dim + 4 + 17)
+        return self.config.max_voxels * (3 * 12 + 2 + 4 + 4 + 8 + 8 + 2 * (self.feature_dim + self.classes) + 4 + 17)
 
     def find(self, points: np.ndarray) -> np.ndarray:
         """Rows [N] of the voxels that hold points [N, 3]; -1 where there is none."""
@@ -200,6 +201,8 @@ class PointMap:
         # old evidence fades, so that a surface which changed is not held by its past
         self.mass[rows] = np.minimum(self.mass[rows], 2000.0)
 
+        if self.classes and frame.semantic is not None:
+            self._vote(rows[inverse], frame.semantic.reshape(-1)[pixel])
         carved, settled, before = self._carve(frame)
         changed = np.concatenate([settled, recoloured])
         self._doubt_around(frame, changed, step)
@@ -213,6 +216,14 @@ class PointMap:
             removed += self._evict(len(self) - self.config.max_voxels, keep=rows_new)
         self._watch.fused(frame)
         return Fusion(int(fresh.sum()), len(seen), removed, unseen, carved, recoloured)
+
+    def _vote(self, rows: np.ndarray, label: np.ndarray) -> None:
+        """Count the labels [P] of pixels for the voxels in `rows` [P]; 0 is none, and so is what no class is."""
+        use = (label > 0) & (label <= self.classes)
+        flat, n = np.unique(rows[use].astype(np.int64) * self.classes + label[use] - 1, return_counts=True)
+        row, of = np.divmod(flat, self.classes)
+        # half precision counts to 2048; old votes fade beyond
+        self.votes[row, of] = np.minimum(self.votes[row, of].astype(np.float32) + n, 2000)
 
     def fuse_features(self, frame: Frame, target: Target) -> int:
         """Average a frame's feature measurements into the voxels it sees; returns how many."""
@@ -365,6 +376,7 @@ class PointMap:
         sure = np.flatnonzero(other & (self.doubt[rows] == _MAX_DOUBT))
         sure = sure[crowded(keys[sure], 4)]  # single voxels are edges and highlights, and lines are edges
         self.doubt[rows[sure]], self.mass[rows[sure]] = 0, 0.0
+        self.votes[rows[sure]] = 0
         return keys[sure], self.rgb[rows[sure]]
 
     def _doubt_around(self, frame: Frame, keys: np.ndarray, step: int) -> None:

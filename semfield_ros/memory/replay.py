@@ -8,7 +8,8 @@ receptive window needs them. All tensors of one slot are overwritten when its ke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from ..encoders.base import Target, Window
 from ..frame import Frame
 from ..geometry import Camera
 from .draws import kept, on_device
+from .features import FeatureShape, FeatureStore
 from .keyframes import Keyframe
+from .labels import LabelStore
 from .surface import depth_normals
 
 try:
@@ -98,18 +101,23 @@ class NeighbourBatch:
 
 
 @dataclass(frozen=True)
-class FeatureShape:
-    """Room for one keyframe's feature measurements: feature length, rows of values, cells of the grid."""
+class LabelBatch:
+    """N labelled pixels whose depth is known.
 
-    dim: int
-    rows: int
-    cells: int
+    Attributes:
+        points: [N, 3] world, the surface that was labelled. directions: [N, 3] z-unit rays.
+        semantic, instance, segment: [N] int64 as in `Frame`: 0 = none. confidence: [N] of the segment, 0 to 1.
+        slots: [N] int64, which image. pixel: [N] v * width + u.
+    """
 
-    @classmethod
-    def of(cls, target: Target) -> FeatureShape:
-        """Room for targets like this one: a row a cell where it is dense, else 128 rows (masks, labels)."""
-        cells = target.index.size
-        return cls(target.values.shape[1], cells if len(target.values) >= cells else 128, cells)
+    points: torch.Tensor
+    directions: torch.Tensor
+    semantic: torch.Tensor
+    instance: torch.Tensor
+    segment: torch.Tensor
+    confidence: torch.Tensor
+    slots: torch.Tensor
+    pixel: torch.Tensor
 
 
 class Replay:
@@ -121,8 +129,7 @@ class Replay:
         self.stride = max(1, int(np.ceil(np.sqrt(width * height / config.pixels_per_keyframe))))
         self.grid_w, self.grid_h = -(-width // self.stride), -(-height // self.stride)
         self.records = self.grid_w * self.grid_h
-        self.features = features
-        self.bytes_per_slot = self.records * 12 + features.rows * (2 * features.dim + 4) + features.cells * 4 + 96
+        self.bytes_per_slot = self.records * 12 + features.bytes + 80
         budget = int(config.replay_mb * 2**20 // self.bytes_per_slot)
         self.capacity = max(1, min(config.max_keyframes, budget))
         n, r, device_ = self.capacity, self.records, self.device
@@ -132,22 +139,25 @@ class Replay:
         self.incidence = torch.zeros(n, r, dtype=torch.uint8, device=device_)
         self.camera = torch.ones(n, 4, dtype=torch.float32, device=device_)
         self.pose = torch.eye(4, dtype=torch.float32, device=device_).repeat(n, 1, 1)
-        self.values = torch.zeros(n, features.rows, features.dim, dtype=torch.float16, device=device_)
-        self.cell_row = torch.full((n, features.cells), -1, dtype=torch.int32, device=device_)
-        self.confidence = torch.zeros(n, features.rows, dtype=torch.float32, device=device_)
-        self.grid_shape = torch.ones(n, 2, dtype=torch.int64, device=device_)
+        self.language = FeatureStore(features, n, device_)
+        """What the main encoder measured."""
+        self.teachers: dict[str, FeatureStore] = {}
+        """What further encoders measured, by name."""
+        self.labels = LabelStore(config, n, device_)
         self.order: list[int] = []
         """Occupied slots, oldest first."""
-        self.with_features: list[int] = []
         self.with_holes: list[int] = []
         """Slots with records without depth."""
-        self.window: Window | None = None
-        self._kernel_cdf = torch.ones(1, device=device_)
 
     @property
     def bytes(self) -> int:
-        """Allocated bytes: fixed at construction."""
-        return self.capacity * self.bytes_per_slot
+        """Allocated bytes: fixed at construction, but for labels and further teachers, with budgets of their own."""
+        more = sum(store.bytes for store in self.teachers.values()) + self.labels.bytes
+        return self.capacity * self.bytes_per_slot + more
+
+    def store(self, teacher: str) -> FeatureStore | None:
+        """What the teacher of that name measured; None before its first measurement."""
+        return self.language if teacher == "language" else self.teachers.get(teacher)
 
     def write(self, slot: int, frame: Frame, rng: np.random.Generator) -> None:
         """Fill a slot with a frame's records. O(pixels)."""
@@ -177,42 +187,24 @@ class Replay:
         self.incidence[slot] = torch.from_numpy((incidence * 255).astype(np.uint8)).to(self.device)
         self.camera[slot] = torch.tensor([camera.fx, camera.fy, camera.cx, camera.cy], device=self.device)
         self.set_pose(slot, frame.T_world_camera)
-        self.cell_row[slot] = -1
+        for store in (self.language, *self.teachers.values()):
+            store.drop(slot)
         if slot in self.with_holes:
             self.with_holes.remove(slot)
         if (depth == 0).any():
             self.with_holes.append(slot)
         if slot in self.order:
             self.order.remove(slot)
-        if slot in self.with_features:
-            self.with_features.remove(slot)
         self.order.append(slot)
+        self.labels.write(slot, frame, rng)
 
-    def write_target(self, slot: int, target: Target) -> None:
-        """Attach feature measurements to a filled slot. A finer grid than there is room for is thinned out evenly;
-        rows (masks) beyond the room for them are left out."""
-        index = target.index
-        if index.size > self.features.cells:
-            # the cells under the centres of a coarser grid: its cells mean the same places
-            share = np.sqrt(self.features.cells / index.size)
-            h = max(1, min(int(index.shape[0] * share), self.features.cells))
-            w = max(1, min(int(index.shape[1] * share), self.features.cells // h))
-            rows_kept = (2 * np.arange(h) + 1) * index.shape[0] // (2 * h)
-            columns_kept = (2 * np.arange(w) + 1) * index.shape[1] // (2 * w)
-            index = index[rows_kept[:, None], columns_kept]
-        rows, index_flat = np.unique(index, return_inverse=True)
-        shift = 1 if len(rows) and rows[0] < 0 else 0
-        rows = rows[shift:][: self.features.rows]
-        flat = index_flat.reshape(-1) - shift
-        flat = np.where(flat < len(rows), flat, -1).astype(np.int32)
-        self.values[slot, : len(rows)] = torch.from_numpy(target.values[rows].astype(np.float16)).to(self.device)
-        self.confidence[slot, : len(rows)] = torch.from_numpy(target.confidence[rows]).to(self.device)
-        self.cell_row[slot] = -1
-        self.cell_row[slot, : flat.size] = torch.from_numpy(flat).to(self.device)
-        self.grid_shape[slot] = torch.tensor(index.shape, device=self.device)
-        self._use_window(target.window)
-        if (flat >= 0).any() and slot not in self.with_features:
-            self.with_features.append(slot)
+    def write_target(self, slot: int, target: Target, teacher: str = "language") -> None:
+        """Attach a teacher's feature measurements to a filled slot: see `FeatureStore.write`."""
+        store = self.store(teacher)
+        if store is None:
+            shape, budget_mb = FeatureShape.of(target), self.config.teacher_mb
+            store = self.teachers[teacher] = FeatureStore(shape, self.capacity, self.device, budget_mb)
+        store.write(slot, target)
 
     def set_pose(self, slot: int, T_world_camera: np.ndarray) -> None:
         """Correct a keyframe's pose: its rays move with it."""
@@ -226,7 +218,7 @@ class Replay:
         inverse depth is linear in the image on a plane, however it is tilted.
         """
         device, reach = self.device, NEIGHBOUR_REACH
-        slots = self._pick_slots(self.order, n, 0.0, generator)
+        slots = self.pick_slots(self.order, n, 0.0, generator)
         draw = torch.rand(4, n, generator=generator, device=device)
         if rays_cpu is not None and device.type == "cpu":
             return NeighbourBatch(
@@ -250,7 +242,7 @@ class Replay:
         bend = middle * (1 / z_a + 1 / z_b - 2 / middle).abs() / BEND_SCALE
         points = []
         for record, depth in ((a, z_a), (b, z_b)):
-            origins, directions, _ = self._world_rays(slots, self.pixel[slots, record])
+            origins, directions, _ = self.world_rays(slots, self.pixel[slots, record])
             points.append(origins + directions * depth[:, None])
         return NeighbourBatch(points[0], points[1], torch.exp(-colour.square() - bend.square()).nan_to_num(0.0))
 
@@ -271,12 +263,17 @@ class Replay:
             self.depth[slot].clamp_min(0).cpu().numpy().reshape(shape),
             camera_name=keyframe.camera_name,
         )  # fmt: skip
-        if slot not in self.with_features or self.window is None:
-            return frame, None
-        h, w = (int(n) for n in self.grid_shape[slot])
-        index = self.cell_row[slot, : h * w].cpu().numpy().reshape(h, w)
-        values = self.values[slot].float().cpu().numpy()
-        return frame, Target(values, index, self.confidence[slot].cpu().numpy(), self.window)
+        return replace(frame, semantic=self._label_image(slot)), self.language.target(slot)
+
+    def _label_image(self, slot: int) -> np.ndarray | None:
+        """The classes of a slot's labelled pixels, at the records in whose blocks they lie; None without any."""
+        pixel, semantic = self.labels.pixels(slot)
+        if not len(pixel):
+            return None
+        v, u = np.divmod(pixel, self.width)
+        image = np.zeros(self.records, np.int32)
+        image[(v // self.stride) * self.grid_w + u // self.stride] = semantic
+        return image.reshape(self.grid_h, self.grid_w)
 
     def clear_region(self, low: np.ndarray, high: np.ndarray) -> int:
         """Forget the records whose points lie in an axis-aligned box [3], [3]; returns how many. O(records)."""
@@ -299,37 +296,57 @@ class Replay:
     def _points(self, slot: int) -> torch.Tensor:
         """World points [records, 3] of a slot; of records without depth they mean nothing."""
         slots = torch.full((self.records,), slot, device=self.device)
-        origins, directions, _ = self._world_rays(slots, self.pixel[slot])
+        origins, directions, _ = self.world_rays(slots, self.pixel[slot])
         return origins + directions * self.depth[slot, :, None]
 
-    _TENSORS = (
-        "pixel", "depth", "rgb", "incidence", "camera", "pose", "values", "cell_row", "confidence", "grid_shape",
-    )  # fmt: skip
+    _TENSORS = ("pixel", "depth", "rgb", "incidence", "camera", "pose")
 
     def state(self) -> dict[str, torch.Tensor]:
         """The occupied slots, for a checkpoint."""
         slots = torch.tensor(self.order, dtype=torch.int64, device=self.device)
-        return {name: getattr(self, name)[slots] for name in self._TENSORS}
+        state = {name: getattr(self, name)[slots] for name in self._TENSORS} | self.language.state(self.order)
+        for name, store in self.teachers.items():
+            state |= {f"teacher.{name}.{k}": v for k, v in store.state(store.slots).items()}
+        return state | {f"labels.{k}": v for k, v in self.labels.state(self.order).items()}
 
-    def load(
-        self, state: dict[str, torch.Tensor], order: list[int], with_features: list[int], window: Window | None
-    ) -> None:
-        """Fill the slots `order` from a `state()`."""
-        slots = torch.tensor(order, dtype=torch.int64, device=self.device)
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint has to know besides `state()`, as JSON."""
+
+        def told(store: FeatureStore) -> dict[str, Any]:
+            window = store.window
+            return {
+                "shape": asdict(store.shape), "slots": list(store.slots),
+                "window": None if window is None else {"kernel": window.kernel.tolist(), "pitch_px": window.pitch_px},
+            }  # fmt: skip
+
+        return {
+            "order": list(self.order), "language": told(self.language),
+            "teachers": {name: told(store) for name, store in self.teachers.items()},
+        }  # fmt: skip
+
+    def load(self, state: dict[str, torch.Tensor], described: dict[str, Any]) -> None:
+        """Fill slots from a `state()` and its `describe()`."""
+
+        def window(told: dict[str, Any]) -> Window | None:
+            found = told["window"]
+            return None if found is None else Window(np.array(found["kernel"], np.float32), found["pitch_px"])
+
+        self.order = list(described["order"])
+        slots = torch.tensor(self.order, dtype=torch.int64, device=self.device)
         for name in self._TENSORS:
             getattr(self, name)[slots] = state[name].to(self.device)
-        self.order, self.with_features = list(order), list(with_features)
+        language = described["language"]
+        self.language.load(state, self.order, language["slots"], window(language))
+        for name, told in described.get("teachers", {}).items():
+            store = FeatureStore(FeatureShape(**told["shape"]), self.capacity, self.device, self.config.teacher_mb)
+            prefix = f"teacher.{name}."
+            part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            store.load(part, told["slots"], told["slots"], window(told))
+            self.teachers[name] = store
+        self.labels.load({k[7:]: v for k, v in state.items() if k.startswith("labels.")}, self.order)
         self.with_holes = [slot for slot in self.order if bool((self.depth[slot] == 0).any())]
-        if window is not None:
-            self._use_window(window)
 
-    def _use_window(self, window: Window) -> None:
-        if window is not self.window:
-            self.window = window
-            cdf = torch.from_numpy(np.cumsum(window.kernel.reshape(-1), dtype=np.float64).astype(np.float32))
-            self._kernel_cdf = (cdf / cdf[-1]).to(self.device)
-
-    def _pick_slots(
+    def pick_slots(
         self, candidates: list[int], n: int, recent_fraction: float, generator: torch.Generator
     ) -> torch.Tensor:
         """Slots [n]: `recent_fraction` from the newest eighth, the rest from all."""
@@ -342,12 +359,12 @@ class Replay:
 
     def rays(self, n: int, recent_fraction: float, generator: torch.Generator) -> RayBatch:
         """A random batch of at most n rays (records without depth fall out)."""
-        slots = self._pick_slots(self.order, n, recent_fraction, generator)
+        slots = self.pick_slots(self.order, n, recent_fraction, generator)
         record = torch.randint(self.records, (n,), generator=generator, device=self.device)
         depth = self.depth[slots, record]
         keep = kept(depth > 0)
         slots, record, depth = slots[keep], record[keep], depth[keep]
-        origins, directions, norms = self._world_rays(slots, self.pixel[slots, record])
+        origins, directions, norms = self.world_rays(slots, self.pixel[slots, record])
         return RayBatch(
             origins, directions, norms, depth,
             self.rgb[slots, record].float() / 255,
@@ -355,22 +372,59 @@ class Replay:
             slots,
         )
 
+    def labelled(self, n: int, recent_fraction: float, generator: torch.Generator) -> LabelBatch | None:
+        """A random batch of at most n labelled pixels, of every labelled keyframe alike; None where there are none."""
+        if not self.labels.slots:
+            return None
+        slots = self.pick_slots(self.labels.slots, n, recent_fraction, generator)
+        draw = torch.rand(n, generator=generator, device=self.device)
+        return self._label_batch(slots, draw, self.labels.named)
+
+    def labelled_images(self, images: int, pixels: int, generator: torch.Generator) -> LabelBatch | None:
+        """`pixels` pixels of each of so many labelled keyframes, some without a label; rows of one image follow each
+        other. For losses whose labels mean something within one image only."""
+        if not self.labels.slots:
+            return None
+        slots = self.pick_slots(self.labels.slots, images, 0.0, generator).repeat_interleave(pixels)
+        draw = torch.rand(len(slots), generator=generator, device=self.device)
+        return self._label_batch(slots, draw, self.labels.count)
+
+    def _label_batch(self, slots: torch.Tensor, draw: torch.Tensor, count: torch.Tensor) -> LabelBatch:
+        labels = self.labels
+        entry = (draw * count[slots]).long().minimum(count[slots] - 1)
+        pixel, depth = labels.pixel[slots, entry], labels.depth[slots, entry]
+        v = torch.div(pixel, self.width, rounding_mode="floor")
+        u = pixel - v * self.width
+        block = torch.div(v, self.stride, rounding_mode="floor") * self.grid_w + torch.div(
+            u, self.stride, rounding_mode="floor"
+        )
+        # what was forgotten around a pixel was forgotten of it too
+        keep = kept(self.depth[slots, block.long()] != FORGOTTEN)
+        slots, entry, pixel, depth = slots[keep], entry[keep], pixel[keep], depth[keep]
+        origins, directions, _ = self.world_rays(slots, pixel)
+        return LabelBatch(
+            origins + directions * depth[:, None], directions, labels.semantic[slots, entry].long(),
+            labels.instance[slots, entry].long(), labels.segment[slots, entry].long(),
+            labels.confidence[slots, entry].float() / 255, slots, pixel,
+        )  # fmt: skip
+
     def rays_without_depth(self, n: int, generator: torch.Generator) -> ColourBatch:
         """A random batch of at most n rays whose depth is not known; fewer where there are few. Free without any."""
         if not self.with_holes or n == 0:
             none = torch.zeros(0, 3, device=self.device)
             return ColourBatch(none, none, none)
         draws = 4 * n
-        slots = self._pick_slots(self.with_holes, draws, 0.0, generator)
+        slots = self.pick_slots(self.with_holes, draws, 0.0, generator)
         record = torch.randint(self.records, (draws,), generator=generator, device=self.device)
         unknown = self.depth[slots, record] == 0
         keep = kept(unknown)[:n]
         slots, record = slots[keep], record[keep]
-        origins, directions, _ = self._world_rays(slots, self.pixel[slots, record])
+        origins, directions, _ = self.world_rays(slots, self.pixel[slots, record])
         share = (unknown.sum() / n).clamp_max(1)
         return ColourBatch(origins, directions, self.rgb[slots, record].float() / 255, share)
 
-    def _world_rays(self, slots: torch.Tensor, pixel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def world_rays(self, slots: torch.Tensor, pixel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Origins, z-unit directions [N, 3] in global_frame and their lengths [N] of pixels [N] of slots [N]."""
         if rays_cpu is not None and not pixel.is_cuda:
             return rays_cpu.world_rays(slots, pixel, self.width, self.camera, self.pose)
         v = torch.div(pixel, self.width, rounding_mode="floor")
@@ -383,44 +437,46 @@ class Replay:
 
     def patches(
         self, n: int, window_rays: int, through_window: bool, recent_fraction: float, generator: torch.Generator,
-        window_scale: float = 1.0, held_out: bool | None = None,
+        window_scale: float = 1.0, held_out: bool | None = None, teacher: str = "language",
     ) -> PatchBatch | None:
         """A random batch of at most n feature measurements with `window_rays` surface points each, None if there are
         no measurements yet. With `through_window` False every point lies at the measurement's centre.
 
         Args:
             window_scale: size of the window, of what it was declared. held_out: only measurements of the share that is
-                kept from training (True), or only of the rest (False).
+                kept from training (True), or only of the rest (False). teacher: whose measurements.
         """
-        if not self.with_features or self.window is None:
+        store = self.store(teacher)
+        if store is None or not store.slots or store.window is None:
             return None
-        device, k = self.device, window_rays
-        slots = self._pick_slots(self.with_features, n, recent_fraction, generator)
-        shape = self.grid_shape[slots]
+        device, k, window = self.device, window_rays, store.window
+        slots = self.pick_slots(store.slots, n, recent_fraction, generator)
+        at = store.row[slots]
+        shape = store.grid_shape[at]
         cell = (torch.rand(n, generator=generator, device=device) * (shape[:, 0] * shape[:, 1])).long()
         if held_out is not None:
             apart = (cell + 5 * slots) % HELD_OUT
             cell = cell - apart if held_out else torch.where(apart > 0, cell, -1)
-        row = torch.where(cell >= 0, self.cell_row[slots, cell.clamp_min(0)], -1)
+        row = torch.where(cell >= 0, store.cell_row[at, cell.clamp_min(0)], -1)
         keep = kept(row >= 0)
-        slots, shape, cell, row = slots[keep], shape[keep], cell[keep], row[keep].long()
+        slots, at, shape, cell, row = slots[keep], at[keep], shape[keep], cell[keep], row[keep].long()
         i, j = torch.div(cell, shape[:, 1], rounding_mode="floor"), cell % shape[:, 1]
         cell_w, cell_h = self.width / shape[:, 1], self.height / shape[:, 0]
         centre_u = (j + 0.5) * cell_w - 0.5
         centre_v = (i + 0.5) * cell_h - 0.5
         p = len(slots)
         jitter = torch.rand(2, p, k, generator=generator, device=device) - 0.5
-        if through_window and self.window.pitch_px > 0:
-            edge = self.window.kernel.shape[0]
+        if through_window and window.pitch_px > 0:
+            edge = window.kernel.shape[0]
             draw = torch.rand(p, k, generator=generator, device=device)
-            at = torch.searchsorted(self._kernel_cdf, draw).clamp_max(edge * edge - 1)
-            pitch = self.window.pitch_px * window_scale
-            dv = (torch.div(at, edge, rounding_mode="floor") - edge // 2 + jitter[0]) * pitch
-            du = (at % edge - edge // 2 + jitter[1]) * pitch
+            tap = torch.searchsorted(store.kernel_cdf, draw).clamp_max(edge * edge - 1)
+            pitch = window.pitch_px * window_scale
+            dv = (torch.div(tap, edge, rounding_mode="floor") - edge // 2 + jitter[0]) * pitch
+            du = (tap % edge - edge // 2 + jitter[1]) * pitch
         else:
             dv, du = jitter[0] * cell_h[:, None], jitter[1] * cell_w[:, None]
         u, v = centre_u[:, None] + du, centre_v[:, None] + dv
-        values, confidence = self.values[slots, row].float(), self.confidence[slots, row] * (row >= 0)
+        values, confidence = store.values[at, row].float(), store.confidence[at, row] * (row >= 0)
         if rays_cpu is not None and device.type == "cpu":
             points, directions, usable = rays_cpu.window_points(
                 slots, u, v, self.width, self.height, self.stride, self.grid_w, self.depth, self.pixel, self.camera,
@@ -432,6 +488,6 @@ class Replay:
         record = (v.clamp(0, self.height - 1) // self.stride) * self.grid_w + u.clamp(0, self.width - 1) // self.stride
         slot_k = slots[:, None].expand(-1, k)
         depth = self.depth[slot_k, record]
-        origins, directions, _ = self._world_rays(slot_k.reshape(-1), self.pixel[slot_k, record].reshape(-1))
+        origins, directions, _ = self.world_rays(slot_k.reshape(-1), self.pixel[slot_k, record].reshape(-1))
         points = origins + directions * depth.reshape(-1, 1)
         return PatchBatch(points.view(p, k, 3), directions.view(p, k, 3), inside & (depth > 0), values, confidence)
