@@ -1,6 +1,7 @@
 """The fused CPU kernels against what autograd makes of the same losses, and small matrix products against numpy's."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ class Measured:
         valid = torch.rand(p, k, generator=g) < 0.7
         valid[:1] = False  # a window that sees nothing
         points = torch.randn(p, k, 3, generator=g)
-        self.window = None
+        self.language = SimpleNamespace(window=None)
         self.batch = PatchBatch(points, torch.randn(p, k, 3, generator=g), valid, values, torch.rand(p, generator=g))
         ends = torch.randn(2, pairs, 3, generator=g)
         self.pairs = NeighbourBatch(ends[0], ends[1], torch.rand(pairs, generator=g))

@@ -31,6 +31,8 @@ NEAR_M = 0.05
 """Rays start here: nothing nearer to a camera is mapped."""
 SMOOTH_FROM_STEP = 300
 """The smoothness prior has its full weight from here on."""
+PIXEL_SMOOTHNESS = 0.2
+"""Its share where single pixels are measured (masks, labels): there is no window whose blur it has to undo."""
 
 
 def warm_up() -> None:
@@ -241,7 +243,8 @@ class Trainer:
         if pairs is not None and smooth is not None:
             # first something to be smooth: at once, everything would mean the same
             ramp = min(1.0, self.steps / SMOOTH_FROM_STEP)
-            losses["smooth"] = config.smoothness * ramp * smooth
+            weight = config.smoothness * (1.0 if window is None or window.pitch_px > 0 else PIXEL_SMOOTHNESS)
+            losses["smooth"] = weight * ramp * smooth
             samples += 2 * len(pairs.weight)
         return losses, samples
 
