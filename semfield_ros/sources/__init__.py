@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -13,12 +12,10 @@ from typing import Protocol
 from ..config import FrameConfig
 from ..errors import ConfigError, SourceError
 from ..frame import Frame
+from .layouts import directory_listing
 from .recording import Recording, fitted
 
 __all__ = ["Source", "open_source"]
-
-_LAYOUTS = ("seven_scenes", "tum", "nerfstudio")
-_BAG = "a bag of rosbag2: metadata.yaml with .mcap or .db3"
 
 
 class Source(Protocol):
@@ -55,6 +52,11 @@ def open_source(
     """The source `uri` names: "simulator", "simulator:SEED", "building", "building:SEED?rooms=N", "bag:PATH" (see
     sources.bag), or a directory or bag.
 
+    The layout of a directory is known by its files, or named: "replica:PATH", "scannet:PATH", "panoptic:PATH",
+    "lerf:PATH", "f3rm:PATH", "nerfstudio:PATH", "tum:PATH", "seven_scenes:PATH". "PATH?split=train" and
+    "PATH?split=test" are the frames its layout trains and tests with; "PATH?labels=NAME" chooses among its label sets
+    (scannet: nyu40, nyu13, scannet20, scannet200; panoptic: m2f, notta, truth).
+
     Args:
         width, height: size of the frames in pixels; one alone keeps the aspect ratio, none the source's own.
         start, stride, limit: use every `stride`-th frame from `start` on, at most `limit` of them.
@@ -77,24 +79,13 @@ def open_source(
 
         bag = open_bag(str(uri), width=width, height=height, frame_config=frame_config)
         return _Excerpt.of(bag, start, stride, limit)
-    directory = Path(uri).expanduser()
-    if not directory.is_dir():
-        raise SourceError(
-            f"source {str(uri)!r} is no directory; allowed: simulator, simulator:SEED, building:SEED?rooms=N, "
-            "a directory, bag:PATH, or a .mcap or .db3 file"
-        )
-    layouts = [import_module(f"{__name__}.{name}") for name in _LAYOUTS]
-    for layout in layouts:
-        if layout.recognises(directory):
-            shots = layout.shots(directory)
-            chosen = shots[start::stride][:limit]
-            if not chosen:
-                raise SourceError(f"{directory} holds {len(shots)} frames; none is left from frame {start} on")
-            return Recording(
-                directory.resolve().name, chosen, width=width, height=height, frame_config=frame_config
-            )
-    known = "\n".join(f"  - {name}" for name in [*(layout.LAYOUT for layout in layouts), _BAG])
-    raise SourceError(f"{directory} has none of the known layouts. Looked for:\n{known}")
+    listed = directory_listing(str(uri))
+    chosen = listed.shots[start::stride][:limit]
+    if not chosen:
+        raise SourceError(f"{listed.name} holds {len(listed.shots)} frames; none is left from frame {start} on")
+    return Recording(
+        listed.name, chosen, width=width, height=height, frame_config=frame_config, class_names=listed.class_names
+    )
 
 
 def _is_bag(uri: str) -> bool:

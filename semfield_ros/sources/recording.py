@@ -38,6 +38,7 @@ class Recording:
     Args:
         name: what to call the recording. shots: in the order of their stamps.
         width, height: size frames are resampled to; one alone keeps the aspect ratio, none the recorded size.
+        class_names: by semantic id, the first being void; empty where frames have no semantic ids or no names.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class Recording:
         width: int | None = None,
         height: int | None = None,
         frame_config: FrameConfig | None = None,
+        class_names: Sequence[str] = (),
     ):
         self.name = name
+        self.class_names = tuple(class_names)
         self.gate = FrameGate(frame_config)
         self._shots = shots
         self._width, self._height = width, height

@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FrameRejected, Reason, SourceError
+from ..errors import Reason, SourceError
 from ..frame import Segments
 from ..geometry import Camera
 from .images import read_colour, read_raw
+from .posed_folder import read_pose
 from .recording import Shot
 
+PREFIXES = ("seven_scenes",)
 LAYOUT = "7-Scenes: frame-*.color.png|jpg with .depth.png and .pose.txt"
 _RATE_HZ = 30.0
 _NO_DEPTH = 65535
@@ -55,7 +57,7 @@ def _load(colour: Path, stem: str, matrix: np.ndarray | None, masks: Mapping[str
     height, width = rgb.shape[:2]
     return {
         "camera": _DEFAULT_CAMERA if matrix is None else Camera.from_matrix(matrix, width, height),
-        "T_world_camera": _pose(colour.with_name(f"{stem}.pose.txt")),
+        "T_world_camera": read_pose(colour.with_name(f"{stem}.pose.txt")),
         "rgb": rgb,
         "depth": depth,
         "segments": None if masks is None else _segments(colour.with_name(f"{stem}.masks.png"), masks.get(stem, [])),
@@ -68,13 +70,6 @@ def _segments(path: Path, listed: list[dict]) -> Segments:
     scores = {int(mask["id"]): float(mask.get("score", 1.0)) for mask in listed}
     # Ids that nobody named say nothing.
     return Segments(np.where(np.isin(ids, list(names)), ids, 0), names, scores)
-
-
-def _pose(path: Path) -> np.ndarray:
-    try:
-        return np.loadtxt(path).reshape(4, 4)
-    except (OSError, ValueError) as error:
-        raise FrameRejected(Reason.POSE_NOT_FINITE, f"{path.name} does not hold a 4x4 matrix: {error}") from error
 
 
 def _intrinsics(path: Path) -> np.ndarray | None:

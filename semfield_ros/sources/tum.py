@@ -22,6 +22,7 @@ from ..geometry import Camera
 from .images import read_colour, read_raw, undistorted
 from .recording import Shot
 
+PREFIXES = ("tum",)
 LAYOUT = "TUM RGB-D: rgb.txt, depth.txt and groundtruth.txt"
 _PER_METRE = 5000.0
 _MAX_PAIR_S = 0.02
