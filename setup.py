@@ -53,6 +53,8 @@ setup(
         "rosbags>=0.11",
         "safetensors>=0.4",
         "scikit-image>=0.20",
+        # HDBSCAN is in it from this version on.
+        "scikit-learn>=1.3",
         "scipy>=1.9",
         "torch>=2.1",
         "tyro>=0.9",

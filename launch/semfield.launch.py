@@ -6,6 +6,7 @@ A topic given by name (`rgb_topic:=/my/image`) goes before the preset's.
 """
 
 from pathlib import Path
+from typing import Any
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
@@ -66,12 +67,16 @@ TOPICS = {"rgb": "rgb/image", "depth": "depth/image", "info": "rgb/camera_info",
 # A remapping holds for one name only, and image_transport appends to it.
 TRANSPORTS = {"rgb": ("compressed",), "depth": ("compressedDepth",)}
 # Launch arguments that are parameters of the node; empty = as in params_file.
-PARAMETERS = {
-    "pose_source": ("pose.source", "tf, odometry or pose"),
-    "global_frame": ("global_frame", "Frame of the map"),
-    "encoder": ("encoder.name", "tiny, openclip, precomputed or stub"),
-    "labels_topic": ("camera.labels_topic", "Label images from another node"),
-    "masks_topic": ("camera.masks_topic", "Instance masks from another node"),
+PARAMETERS: dict[str, tuple[str, Any, str]] = {
+    "pose_source": ("pose.source", str, "tf, odometry or pose"),
+    "global_frame": ("global_frame", str, "Frame of the map"),
+    "encoder": ("encoder.name", str, "tiny, openclip, precomputed or stub"),
+    "labels_topic": ("camera.labels_topic", str, "Label images from another node"),
+    "masks_topic": ("camera.masks_topic", str, "Instance masks from another node"),
+    "masks_named": ("camera.masks_named", bool, "false = keep masks that no LabelInfo names"),
+    "semantic_classes": ("heads.semantic_classes", int, "Classes of the label images to learn"),
+    "instances": ("heads.instances", str, "Learn instances of the masks: off, slots or embedding"),
+    "teachers": ("heads.teachers", list[str], "Further encoders to learn, such as \"['pyramid', 'dino']\""),
 }
 
 
@@ -88,7 +93,7 @@ def arguments() -> list[DeclareLaunchArgument]:
         ("rviz_config", str(share / "config/semfield.rviz"), "What RViz shows"),
         ("camera", "none", f"Whose topics to listen to: {', '.join(CAMERAS)}"),
         *((f"{kind}_topic", "", f"In place of {name}, whatever the camera") for kind, name in TOPICS.items()),
-        *((name, "", f"{text}; empty = as in params_file") for name, (_, text) in PARAMETERS.items()),
+        *((name, "", f"{text}; empty = as in params_file") for name, (_, _, text) in PARAMETERS.items()),
     ]
     return [DeclareLaunchArgument(name, default_value=value, description=text) for name, value, text in declared]
 
@@ -112,9 +117,9 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     overrides: dict[str, object] = {
         name: ParameterValue(LaunchConfiguration(name), value_type=bool) for name in ("use_sim_time", "autostart")
     }
-    for argument, (parameter, _) in PARAMETERS.items():
+    for argument, (parameter, kind, _) in PARAMETERS.items():
         if given(argument):
-            overrides[parameter] = ParameterValue(LaunchConfiguration(argument), value_type=str)
+            overrides[parameter] = ParameterValue(LaunchConfiguration(argument), value_type=kind)
     pairs = remappings(given("camera"), {kind: given(f"{kind}_topic") for kind in TOPICS})
     return [
         LifecycleNode(

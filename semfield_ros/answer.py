@@ -16,6 +16,7 @@ from .objects.objects import Object, find_objects
 from .query.prompt import EncodedPrompts, PromptEncoder
 from .query.relevancy import peak
 from .query.relevancy import top_percent as top_percent_mask
+from .query.scales import ScaleScores, score_scales
 from .query.scores import Scores, Source, score_points
 
 
@@ -36,7 +37,7 @@ class Answer:
     Attributes:
         cloud: the points that were searched, N. scores: their scores, [N, Q] in the order of `prompts`.
         prompts: one answer each. source: which map answered: field, points, or mixed.
-        no_match, high: the thresholds that were used.
+        no_match, high: the thresholds that were used. scales: where each prompt was looked for, with source scales.
     """
 
     global_frame: str
@@ -47,6 +48,7 @@ class Answer:
     source: str
     no_match: float
     high: float
+    scales: ScaleScores | None = None
 
     @property
     def objects(self) -> list[Object]:
@@ -83,13 +85,15 @@ def answer(
     top_percent: float | None = None,
     max_objects: int | None = None,
     grasps: bool = True,
+    scales_m: Sequence[float] = (),
 ) -> Answer:
     """Find what prompts name.
 
     Args:
         prompts: one text or several; synonyms inside one are separated by ";" (or given as a list). Or vectors: what
             looks like a place (`query.click.prompts_like`); `negatives` play no part then.
-        negatives: what to tell it apart from (None = the canonical four). source: auto, field or points.
+        negatives: what to tell it apart from (None = the canonical four).
+        source: auto, field, points, ensemble or scales. scales_m: to search, with scales only; none = what was learnt.
         score: relevancy or cosine (None = as configured).
         region: search only inside [[x, y, z] low, [x, y, z] high].
         no_match, high, low: score thresholds (None = as configured, or the encoder's calibration): a prompt whose peak
@@ -119,9 +123,17 @@ def answer(
     inside = in_region(snapshot.cloud.points, region)
     cloud = snapshot.cloud if region is None else snapshot.cloud[inside]
     points = None if region is None else cloud.points
-    scores = score_points(
-        snapshot, encoded, points, source=source or question.source, temperature=question.temperature
-    )
+    source, scaled = source or question.source, None
+    if source == "scales":
+        scaled = score_scales(
+            snapshot, encoded, points, scales_m=scales_m or None, temperature=question.temperature,
+            score="cosine" if cosine else "relevancy",
+        )  # fmt: skip
+        scores = scaled.scores
+    elif scales_m:
+        raise QueryError(f"scales_m are given, and source is {source!r}; allowed with source 'scales' only")
+    else:
+        scores = score_points(snapshot, encoded, points, source=source, temperature=question.temperature)
     values = scores.cosine if cosine else scores.relevancy
     floor = no_match if no_match is not None else question.no_match
     top = high if high is not None else config.objects.high
@@ -163,4 +175,4 @@ def answer(
         answers.append(PromptAnswer(prompt.label, best, bool(found), tuple(found)))
     share = scores.from_field[scores.seen].mean() if scores.seen.any() else 0.0
     used = "field" if share > 0.95 else "points" if share == 0 else "mixed"
-    return Answer(config.global_frame, snapshot.stamp_s, cloud, scores, tuple(answers), used, floor, top)
+    return Answer(config.global_frame, snapshot.stamp_s, cloud, scores, tuple(answers), used, floor, top, scaled)

@@ -22,8 +22,9 @@ from .field.snapshot import Snapshot
 from .field.world import Part, WorldSnapshot
 from .frame import Frame
 from .mapping import Cleared, Mapping, MappingStatus
+from .memory.clicks import checked_labels
 from .memory.corrections import Correction, check_poses, match_poses
-from .memory.cubes import Cell, Cube, crossed, surface_shares
+from .memory.cubes import Cell, Cube, cells_of, crossed, surface_shares
 from .memory.features import FeatureShape
 from .memory.keyframes import Keyframe
 from .shelf import Shelf, Sleeper
@@ -250,6 +251,13 @@ class Atlas:
                 self.awake[cell].add_teacher(own, frame, name, targets)
         self._revision += 1
 
+    def add_masks(self, keyframe: BlockKeyframes, frame: Frame, masks: np.ndarray) -> None:
+        """Remember 2-D masks of a frame where it became a keyframe."""
+        for cell, own in keyframe.of.items():
+            if cell in self.awake:
+                self.awake[cell].add_masks(own, frame, masks)
+        self._revision += 1
+
     def _next(self) -> Cell | None:
         """Whose turn it is to train: by need, half of it for the blocks seen now. Deterministic."""
         blocks = {cell: m for cell, m in self.awake.items() if m.can_train}
@@ -323,6 +331,19 @@ class Atlas:
             self.awake = {cell: mapping, **self.awake}
         return mapping
 
+    def label(self, points: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """See `Mapping.label`: each point is its block's, sleeping blocks included."""
+        at, label = checked_labels(points, classes, self.config.heads.semantic_classes)
+        cells = cells_of(at, self.config.memory.voxel_size_m, self.edge_m)
+        reached = np.zeros(len(at), bool)
+        for cell in [*self.awake, *self.asleep]:
+            mine = np.flatnonzero((cells == cell).all(1))
+            mapping = (self.awake.get(cell) or self._visit(cell)) if len(mine) else None
+            if mapping is not None:
+                reached[mine] = mapping.label(at[mine], label[mine])
+        self._revision += 1
+        return reached
+
     def clear_region(self, low: np.ndarray, high: np.ndarray) -> Cleared:
         """Forget what is inside an axis-aligned box [3], [3] in global_frame, sleeping blocks included."""
         voxels = rays = 0
@@ -375,6 +396,7 @@ class Atlas:
             voxels=sum(len(m.points) for m in awake) + sum(s.voxels for s in asleep),
             voxels_forgotten=sum(m.counts["voxels_removed"] for m in awake),
             losses={k: float(v) for k, v in report.losses.items()} if report else None,
+            learnt=dict(sum((m.learnt for m in awake), Counter[str]())),
             blocks=len(self.awake) + len(self.asleep),
             awake=len(self.awake),
             wakes=self.counts["wakes"],

@@ -289,25 +289,27 @@ def read_snapshot(path: Path, config: SemfieldConfig, dim: int, device: str, *, 
     """
 
     def wanted(key: str) -> bool:
-        return key.startswith(("field.", "masks.")) or (key.startswith("points.") and key != "points.features")
+        return key.startswith("field.") or (key.startswith("points.") and key != "points.features")
 
     description, tensors = _read(path, wanted=wanted)
     mapping = Mapping(config, dim, device, cube_of(description))
     try:
         mapping.points = PointMap(config.memory, 0, mapping.cube, config.heads.semantic_classes)
         mapping.points.load({k: v.numpy() for k, v in _part(tensors, "points").items()})
-        mapping.masks.load(description.get("masks", ()), {k: v.numpy() for k, v in _part(tensors, "masks").items()})
+        described = description.get("masks", ())
+        images = {"bytes": _mapped(path, "masks.bytes")} if described else {}
+        mapping.masks.load(described, images)
         _restore(mapping, description, tensors)
         features = _mapped(path, "points.features")
         if features.shape != (len(mapping.points), dim):
             raise ValueError(f"features are {features.shape}, expected {(len(mapping.points), dim)}")
-        if check and zlib.crc32(np.ascontiguousarray(features).data) != description["crc32"]["points.features"]:
-            raise CheckpointError(f"{path} is damaged: tensor points.features does not have its checksum")
+        for key, array in {"points.features": features, **{f"masks.{k}": v for k, v in images.items()}}.items():
+            if check and zlib.crc32(np.ascontiguousarray(array).data) != description["crc32"][key]:
+                raise CheckpointError(f"{path} is damaged: tensor {key} does not have its checksum")
         # nobody trains this field: no copy is needed of it
         alone = take(
             mapping.points, None, stamp_s=mapping.stamp_s, frames=mapping.counts["frames"], step=mapping.steps,
-            language=mapping.language_steps > 0, learnt=dict(mapping.learnt),
-            masks=mapping.masks.views,
+            language=mapping.language_steps > 0, learnt=dict(mapping.learnt), masks=mapping.masks.views,
         )  # fmt: skip
         field = None if mapping.field is None else mapping.field.eval().requires_grad_(False)
         return replace(alone, features=features, field=field)
@@ -316,18 +318,19 @@ def read_snapshot(path: Path, config: SemfieldConfig, dim: int, device: str, *, 
 
 
 def _mapped(path: Path, key: str) -> np.ndarray:
-    """A half-precision tensor of a safetensors file as a read-only memory map (the file's layout is public: a 64-bit
-    length, a JSON header, then the bytes)."""
+    """A half-precision or byte tensor of a safetensors file as a read-only memory map (the file's layout is public: a
+    64-bit length, a JSON header, then the bytes)."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(length))[key]
-    if entry["dtype"] != "F16":
-        raise ValueError(f"{key} is {entry['dtype']}; expected F16")
+    if entry["dtype"] not in ("F16", "U8"):
+        raise ValueError(f"{key} is {entry['dtype']}; expected F16 or U8")
+    kind = np.float16 if entry["dtype"] == "F16" else np.uint8
     shape, begin = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
     if 0 in shape:
-        return np.zeros(shape, np.float16)
+        return np.zeros(shape, kind)
     # copy-on-write: torch takes no read-only memory
-    return np.memmap(path, np.float16, "c", begin, shape)
+    return np.memmap(path, kind, "c", begin, shape)
 
 
 def _replay_of_old(description: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line: `semfield demo | run | query | export | node | publish | ask | bench | build`."""
+"""The command line: `semfield demo | run | query | export | node | publish | ask | bench | eval | build`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .evaluation.simulated import Truth
     from .field.snapshot import Snapshot
+    from .query.prompt import EncodedPrompts
     from .sources import Source
 
 T = TypeVar("T")
@@ -110,8 +111,10 @@ def run(
     """Map a recording or the simulator, ask for things, write everything into a folder.
 
     Args:
-        source: simulator, simulator:SEED, bag:PATH (rosbag2: MCAP or SQLite), or a folder: 7-Scenes, TUM RGB-D, or
-            nerfstudio's transforms.json with depth.
+        source: simulator, simulator:SEED, bag:PATH (rosbag2: MCAP or SQLite), or a folder in the layout of 7-Scenes,
+            TUM RGB-D, Replica (Semantic-NeRF's or NICE-SLAM's), ScanNet, Panoptic Lifting, or nerfstudio's
+            transforms.json with depth (LERF, F3RM). The layout is known by its files, or named: scannet:PATH.
+            PATH?split=train takes the frames its layout trains with, PATH?labels=nyu13 one of its label sets.
         query: what to look for (repeat the flag; synonyms separated by ";").
         out: output folder; files of the same names are overwritten.
         rate: 0 = as fast as possible, every frame; 1 = real time, with frames dropped as a live stream would.
@@ -176,7 +179,8 @@ def _session(
 def query(
     map: Positional[Path],
     text: Positional[tuple[str, ...]],
-    source: Literal["auto", "field", "points"] = "auto",
+    source: Literal["auto", "field", "points", "ensemble"] = "auto",
+    task: tuple[Path, ...] = (),
     out: Path | None = None,
 ) -> int:
     """Ask a saved map.
@@ -185,6 +189,7 @@ def query(
         map: a .semfield file that `run` or `demo` wrote.
         text: what to look for, one or several; synonyms separated by ";".
         source: which map answers.
+        task: tasks that were demonstrated (.task files), asked for like texts.
         out: folder for clouds and objects.json; nothing is written without it.
     """
     from .checkpoint import saved_config
@@ -196,7 +201,13 @@ def query(
     with Engine(config) as engine:
         engine.pause()
         engine.load(map)
-        answer = engine.query(list(text), source=source)
+        asked: list[str] | EncodedPrompts = list(text)
+        if task:
+            from .query.tasks import load_task, with_tasks
+
+            tasks = [load_task(path, engine.encoder.cache_key) for path in task]
+            asked = with_tasks(engine.prompts, list(text), tasks)
+        answer = engine.query(asked, source=source)
     show_answer(console, answer)
     if out is not None:
         files = write_answer(out, answer, config.gripper)
@@ -204,23 +215,49 @@ def query(
     return 0
 
 
-def export(map: Positional[Path], out: Positional[Path], overwrite: bool = False) -> int:
-    """Write a saved map's coloured surface as a PLY cloud.
+def export(
+    map: Positional[Path],
+    out: Positional[Path],
+    format: Literal["ply", "mesh", "classes", "openlex3d"] = "ply",
+    vocabulary: Queries = (),
+    resolution_m: float = 0.01,
+    overwrite: bool = False,
+) -> int:
+    """Write a saved map for another program.
 
     Args:
         map: a .semfield file.
-        out: the .ply to write.
-        overwrite: replace a file of that name.
+        out: the .ply to write, or the folder for openlex3d.
+        format: ply = the coloured point map. mesh = the field's surface, also as PLY; classes = the same in the colours
+            of the classes that labels taught it. openlex3d = a prediction folder of the OpenLex3D benchmark: points
+            with their features, which are only comparable with words of the encoder that made the map.
+        vocabulary: of openlex3d: things to part the map into (repeat the flag), one feature each; without it every
+            point keeps its own.
+        resolution_m: of a mesh.
+        overwrite: replace what has that name.
     """
     from .checkpoint import saved_config
     from .engine import Engine
-    from .node.exports import write_cloud
+    from .node.exports import write_cloud, write_field_mesh, write_semantic_mesh
+    from .node.labelling import label_map
+    from .openlex3d import write_openlex3d
 
     with Engine(saved_config(map)) as engine:
         engine.pause()
         engine.load(map)
-        points = write_cloud(out, engine.snapshot(), engine, overwrite=overwrite)
-    console.print(f"wrote {out}: {points} points")
+        snapshot = engine.snapshot()
+        if format == "openlex3d":
+            things = label_map(snapshot, engine.prompts.encode(list(vocabulary)), engine) if vocabulary else None
+            instance = None if things is None else things.instance
+            points, embeddings = write_openlex3d(out, snapshot, instance=instance, overwrite=overwrite)
+            console.print(f"wrote {out}: {points} points, {embeddings} embeddings")
+            return 0
+        if format == "ply":
+            points = write_cloud(out, snapshot, engine, overwrite=overwrite)
+        else:
+            write = write_field_mesh if format == "mesh" else write_semantic_mesh
+            points = write(out, snapshot, engine, resolution_m, overwrite=overwrite)
+    console.print(f"wrote {out}: {points} {'points' if format == 'ply' else 'vertices'}")
     return 0
 
 
@@ -324,6 +361,24 @@ def bench(
     return online.run(source, console=wide, as_json=json, seeds=seeds, train_s=train_s, text_table=text_table)
 
 
+def evaluate(protocol: Positional[str], source: Positional[str] = "simulator") -> int:
+    """Evaluate as a published system is, beside baselines of the same run: a table and, with --json, a line of JSON.
+
+    Args:
+        protocol: `semfield eval --help` lists them, `semfield eval PROTOCOL --help` tells its flags.
+        source: simulator, or what the protocol takes.
+    """
+    return _evaluate([protocol, source])
+
+
+def _evaluate(arguments: list[str]) -> int:
+    """`semfield eval`, whose flags are the protocol's own."""
+    from .protocols import main as evaluate_protocol
+
+    # tables stay whole where there is no terminal to say how wide it is
+    return evaluate_protocol(arguments, Console() if sys.stdout.isatty() else Console(width=120))
+
+
 def build(
     source: Positional[tuple[str, ...]],
     out: Path = Path("maps"),
@@ -395,7 +450,7 @@ def build(
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo, "run": run, "query": query, "export": export, "node": node, "publish": publish, "ask": ask,
-    "bench": bench, "build": build,
+    "bench": bench, "eval": evaluate, "build": build,
 }  # fmt: skip
 
 
@@ -419,6 +474,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
     commands = dict(COMMANDS)
     try:
+        if arguments[:1] == ["eval"]:
+            return _evaluate(arguments[1:])
         for name, command, base in (
             ("run", run, SemfieldConfig()), ("build", build, SemfieldConfig()), ("node", node, NodeConfig()),
         ):  # fmt: skip

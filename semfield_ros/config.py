@@ -96,7 +96,7 @@ class EncoderConfig:
     """Which 2-D model turns pixels and words into features."""
 
     name: str = "tiny"
-    """A registered encoder: tiny, openclip, precomputed, stub; pyramid and dino only teach beside another one."""
+    """A registered encoder: tiny, openclip, concept_fusion, precomputed, stub; pyramid and dino only teach."""
     model: str = "ViT-B-16"
     """openclip only: architecture."""
     pretrained: str = "laion2b_s34b_b88k"
@@ -154,7 +154,9 @@ class MemoryConfig:
     visibility_tolerance_m: Annotated[float, Between(0, 100)] = 0.05
     """A voxel is seen by a pixel whose depth agrees to this..."""
     visibility_tolerance_relative: Annotated[float, Between(0, 1)] = 0.02
-    """...or to this share of the depth, whichever is larger."""
+    """...or to this share of the depth, whichever is larger..."""
+    visibility_border_px: Annotated[int, Between(0, 10_000)] = 2
+    """...and which lies this far inside the image. OpenScene: 0 m, .25 or .02, 10 px; ConceptFusion: .05 m."""
     forget: bool = True
     """Follow changes: forget surface that is seen through, start again where the colour stays another one."""
     forget_relative: Annotated[float, Between(0, 1)] = 0.01
@@ -172,6 +174,7 @@ class MemoryConfig:
         require(self.block_m is None or self.block_m >= 4 * self.voxel_size_m, "block_m", self.block_m,
                 f"None, or the minimum of 4 voxels of {self.voxel_size_m} m and more")  # fmt: skip
         require(self.max_active_blocks >= 1, "max_active_blocks", self.max_active_blocks, ">= 1")
+        require(self.visibility_border_px >= 0, "visibility_border_px", self.visibility_border_px, ">= 0")
         require(self.asleep_mb >= 1, "asleep_mb", self.asleep_mb, ">= 1")
         require(self.replay_mb >= 1, "replay_mb", self.replay_mb, ">= 1")
         require(self.labels_per_keyframe >= 16, "labels_per_keyframe", self.labels_per_keyframe, ">= 16")
@@ -323,6 +326,12 @@ class HeadsConfig:
     semantic_compositing: Literal["logits", "probability"] = "logits"
     """What is composited along a ray: logits (Semantic-NeRF) or probabilities, which are bounded (Panoptic Lifting)."""
     semantic_weight: Annotated[float, Between(0, 1000)] = 1.0
+    semantic_smoothness: Annotated[float, Between(0, 100)] = 0.1
+    """Weight of the prior that neighbours on one surface of one colour are of one class: few labels spread; 0 = off."""
+    semantic_pairs: Annotated[int, Between(1, 1_000_000)] = 1024
+    """Pairs of neighbours a step for it."""
+    segment_weight: Annotated[float, Between(0, 1000)] = 0.0
+    """Of pixels of one 2-D segment being of one class, whichever (Panoptic Lifting); 0 = off."""
     language: LanguageConfig = nested(default_factory=LanguageConfig)
     normals: bool = False
     """Predict normals, smoother than the slope of the shape (nerfacto)."""
@@ -360,8 +369,6 @@ class HeadsConfig:
         require(self.teacher_period >= 1, "teacher_period", self.teacher_period, ">= 1")
         for name in ("point_weight", "align_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
-        require(not self.align_weight or bool(self.class_names), "align_weight", self.align_weight,
-                "0 where class_names are not given")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -400,6 +407,8 @@ class TrainConfig:
     distortion: Annotated[float, Between(0, 100)] = 0.002
     """Weight of the prior that a ray ends in one place (mip-NeRF 360)."""
     learning_rate: Annotated[float, Between(1e-9, 10)] = 1e-2
+    decay_steps: Annotated[int, Between(0, 1_000_000_000)] = 0
+    """The rate falls exponentially to a hundredth over so many steps; 0 = it stays, as a map that grows needs."""
     recent_fraction: Annotated[float, Between(0, 1)] = 0.3
     """Share of rays from the newest keyframes; the rest replays everything."""
     steps_per_keyframe: Annotated[int, Between(0, 1_000_000)] = 0
@@ -432,8 +441,9 @@ class QueryConfig:
     temperature: Annotated[float, Between(0.001, 1000), Live()] = 10.0
     """Pairwise relevancy temperature (LERF)."""
     score: Annotated[Literal["relevancy", "cosine"], Live()] = "relevancy"
-    source: Annotated[Literal["auto", "field", "points", "ensemble"], Live()] = "auto"
-    """Which map answers; auto prefers the field where it is trained and seen, ensemble of both the surer at each point."""
+    source: Annotated[Literal["auto", "field", "points", "ensemble", "scales"], Live()] = "auto"
+    """Which map answers; auto prefers the field where it is trained and seen, ensemble of both the surer at each point,
+    scales the field at each prompt's best scale (teacher pyramid)."""
     no_match: Annotated[float | None, Between(-1, 1), Live()] = None
     """Best score below this = no match; None = the encoder's calibrated default (raw cosines have none)."""
     evidence_area_m2: Annotated[float, Between(0, 100), Live()] = 0.012
@@ -490,8 +500,13 @@ class MaskConfig:
 
     store_mb: Annotated[float, Between(0, 1_000_000)] = 32.0
     """Bytes of masks, depth and colour of keyframes kept for it; 0 = none. Above it the most redundant view goes."""
-    segmenter: Literal["off", "felzenszwalb"] = "off"
-    """What masks are made by where frames bring none (neither segments nor instances)."""
+    segmenter: str = "off"
+    """What makes masks where frames bring none: off, felzenszwalb, or module:attribute (see `encoders.masks`)."""
+    tolerance_voxels: Annotated[float, Between(0.1, 100)] = 1.5
+    """A mask covers a voxel when the depth there agrees to so many voxel sizes (more would take in what lies close
+    behind thin things)..."""
+    tolerance_relative: Annotated[float, Between(0, 1)] = 0.01
+    """...or to this share of the depth, whichever is larger."""
     visible_share: Annotated[float, Between(0.01, 1)] = 0.3
     """A view sees a mask of another one when it sees this share of its voxels."""
     contained_share: Annotated[float, Between(0.5, 1)] = 0.75
@@ -502,6 +517,10 @@ class MaskConfig:
     """Masks are of one thing when this share of the views that see both hold both in one mask."""
     voxel_share: Annotated[float, Between(0, 1)] = 0.5
     """A voxel is an instance's when this share of the instance's views which see it say so."""
+    island_voxels: Annotated[float, Between(0, 1000)] = 3.0
+    """Parts of an instance farther than so many voxel sizes from the rest are islands..."""
+    island_share: Annotated[float, Between(0, 1)] = 0.2
+    """...and left out where they are smaller than this share of its largest part; 0 = never."""
     min_views: Annotated[int, Between(1, 1000)] = 2
     """Instances are seen by so many views."""
     top_views: Annotated[int, Between(1, 1000)] = 5

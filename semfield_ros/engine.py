@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,8 @@ from .atlas import AnyMap, new_map
 from .atlas_files import load_map, save_map
 from .config import GripperConfig, ObjectConfig, QueryConfig, SemfieldConfig
 from .encoders import create, teacher
-from .encoders.base import Encoder, Target, targets_of
+from .encoders.base import Encoder, Target, in_steps
+from .encoders.masks import mask_maker
 from .errors import EngineError
 from .field.rehearsal import rehearse
 from .field.snapshot import Snapshot
@@ -34,6 +35,8 @@ from .frame import Frame, resized, within_range
 from .mapping import Cleared, MappingStatus, class_texts, colour_head, language_head, pick_device
 from .memory.corrections import Correction
 from .memory.features import FeatureShape
+from .memory.mask_store import masks_of
+from .query.instances import InstanceIds, Instances
 from .query.prompt import EncodedPrompts, PromptEncoder
 from .query.scores import Scores, score_points
 
@@ -42,6 +45,7 @@ T = TypeVar("T")
 
 _SLICE_S = 0.05  # training goes on at most this long before the engine looks at its queues again
 _ENCODER_QUEUE = 4
+_TEACHER_QUEUE = 64
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ class Engine:
         self.device = pick_device(self.config.engine.device)
         self.encoder = encoder or create(self.config.encoder)
         heads, settings = self.config.heads, self.config.encoder
-        self.teachers: dict[str, Encoder] = dict(teacher(spec, self.encoder, settings, heads) for spec in heads.teachers)
+        beside = (teacher(spec, self.encoder, settings, heads) for spec in heads.teachers)
+        self.teachers: dict[str, Encoder] = dict(beside)
         """Further encoders, shown a keyframe now and then."""
         self.prompts = PromptEncoder(self.encoder, self.config.query)
         self.dropped: Counter[str] = Counter()
@@ -85,6 +90,10 @@ class Engine:
         self._frames: deque[Frame] = deque()
         self._to_encode: deque[tuple[Any, Frame]] = deque()
         self._encoded: deque[tuple[int, Any, Frame, str, dict[str, Target]]] = deque()
+        self._to_teach: deque[tuple[int, Any, Frame, str]] = deque()
+        maker = self.config.masks.segmenter
+        self._segmenter = None if maker == "off" else mask_maker(maker)
+        self._segmented: deque[tuple[int, Any, Frame, np.ndarray]] = deque()
         self._encoding = 0
         self._jobs: deque[tuple[Callable[[Any], Any], Future]] = deque()
         self._changed = threading.Condition()
@@ -101,6 +110,8 @@ class Engine:
         self._busy = False
         self._published = (-1, -1)
         self._threads: list[threading.Thread] = []
+        self._naming, self._instance_ids = threading.Lock(), InstanceIds()
+        self._named: Instances | None = None
 
     def __enter__(self) -> Engine:
         self.start()
@@ -121,7 +132,8 @@ class Engine:
             # beside the first frames, which the point map answers alone
             threading.Thread(target=warm_up, name="semfield-compile", daemon=True).start()
         elif self.device.startswith("cuda"):
-            rehearse(self.config.field, (colour_head(), language_head(self.encoder.dim, self.config.heads.language)), self.device)
+            language = language_head(self.encoder.dim, self.config.heads.language)
+            rehearse(self.config.field, (colour_head(), language), self.device)
         for name, loop in (("semfield-engine", self._engine_loop), ("semfield-encoder", self._encoder_loop)):
             thread = threading.Thread(target=self._guard, args=(loop,), name=name, daemon=True)
             self._threads.append(thread)
@@ -217,6 +229,15 @@ class Engine:
         """Scores of prompts at points [N, 3] (None = the map's own): see `query.scores.score_points`."""
         return score_points(self.snapshot(), self.prompts.encode(prompts), points, **options)
 
+    def instances(self) -> Instances:
+        """The things of the last snapshot, under ids that last (`heads.instances`); worked out once a snapshot, in the
+        caller's thread. QueryError where the map has not learnt any."""
+        snapshot = self.snapshot()
+        with self._naming:
+            if self._named is None or self._named.snapshot is not snapshot:
+                self._named = self._instance_ids.update(snapshot)
+            return self._named
+
     def status(self) -> EngineStatus:
         """Counters, as of the last look of the engine's thread."""
         return EngineStatus(
@@ -241,8 +262,8 @@ class Engine:
             done = self._changed.wait_for(
                 lambda: self._stopping
                 or not (
-                    self._frames or self._to_encode or self._encoded or self._encoding or self._busy
-                    or self._mapping.rebuilding
+                    self._frames or self._to_encode or self._to_teach or self._encoded or self._segmented
+                    or self._encoding or self._busy or self._mapping.rebuilding
                 ),
                 timeout_s,
             )
@@ -304,6 +325,11 @@ class Engine:
 
         return self.run(job).result()
 
+    def label(self, points: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Clicks: say what class the surface at points [N, 3] is: see `Mapping.label`. Training takes it up at once."""
+        at, given = np.asarray(points), np.asarray(classes)
+        return self.run(lambda m: m.label(at, given)).result()
+
     def correct_poses(
         self, camera_name: str, stamps_s: Sequence[float] | np.ndarray, poses: Sequence[np.ndarray] | np.ndarray,
         tolerance_s: float = 0.0,
@@ -318,9 +344,13 @@ class Engine:
         with self._changed:
             self._epoch += 1  # what the encoder still works on belongs to the map before
             self._to_encode.clear()
+            self._to_teach.clear()
             self._encoded.clear()
+            self._segmented.clear()
         mapping.align(self._class_texts)
         self._mapping = mapping
+        with self._naming:  # ids of the map before mean nothing here
+            self._instance_ids, self._named = InstanceIds(), None
         self._feature_shape = mapping.feature_shape
         self._publish()
 
@@ -346,7 +376,7 @@ class Engine:
 
     def _has_work(self) -> bool:
         can_train = self._training and self._mapping.can_train and self._may_train()
-        waiting = self._jobs or self._frames or self._encoded or self._mapping.rebuilding
+        waiting = self._jobs or self._frames or self._encoded or self._segmented or self._mapping.rebuilding
         return bool(self._stopping or waiting or can_train)
 
     def _may_train(self) -> bool:
@@ -391,8 +421,10 @@ class Engine:
             self._feature_shape = FeatureShape.of(target)
             keyframe: Any = mapping.add_keyframe(frame, self._feature_shape)
             mapping.add_features(keyframe, frame, target)
-            for teacher, encoder in self.teachers.items():
-                mapping.add_teacher(keyframe, frame, teacher, targets_of(teacher, encoder, frame))
+            self._find_masks(self._epoch, keyframe, frame)
+            with self._changed:
+                self._ask_teachers(keyframe, frame)
+                self._changed.notify_all()
             self._publish()
         else:
             keyframe = mapping.add_keyframe(frame, self._feature_shape)
@@ -409,6 +441,11 @@ class Engine:
 
     def _fuse_encoded(self) -> bool:
         worked = False
+        while self._segmented:
+            epoch, keyframe, frame, masks = self._segmented.popleft()
+            if epoch == self._epoch:
+                self._mapping.add_masks(keyframe, frame, masks)
+            worked = True
         while self._encoded:
             with self._changed:
                 epoch, keyframe, frame, teacher, targets = self._encoded.popleft()
@@ -453,35 +490,56 @@ class Engine:
         if stream is not None:
             stream.wait_stream(torch.cuda.default_stream())
         count = 0
+        lesson: tuple[int, Any, Frame, str] | None = None
+        steps: Iterator[dict[str, Target] | None] = iter(())
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._to_encode or self._stopping)
+                self._changed.wait_for(lambda: self._to_encode or self._to_teach or self._stopping)
                 if self._stopping:
                     return
-                keyframe, frame = self._to_encode.popleft()
-                epoch, self._encoding = self._epoch, 1
-            self._encode(stream, epoch, keyframe, frame, "")
-            if count % self.config.heads.teacher_period == 0:
-                for teacher in self.teachers:
-                    # the main encoder leads: others look at what it leaves time for
-                    if self._to_encode or self._stopping:
-                        self.dropped["teacher_behind"] += 1
-                    else:
-                        self._encode(stream, epoch, keyframe, frame, teacher)
-            count += 1
+                leads = bool(self._to_encode)
+                if leads:
+                    keyframe, frame = self._to_encode.popleft()
+                    epoch, self._encoding = self._epoch, 1
+                elif lesson is None:
+                    lesson = self._to_teach[0]
+                    steps = in_steps(lesson[3], self.teachers[lesson[3]], lesson[2])
+            started = time.perf_counter()
+            with torch.cuda.stream(stream):
+                # the main encoder leads: others go on with what they look at where it leaves time
+                found = {"": self.encoder.encode_frame(frame)} if leads else next(steps)
+            self._encode_s += time.perf_counter() - started
+            if leads:
+                self._find_masks(epoch, keyframe, frame)
             with self._changed:
-                self._encoding = 0
+                if leads:
+                    assert found is not None
+                    self._encoded.append((epoch, keyframe, frame, "", found))
+                    if epoch == self._epoch and count % self.config.heads.teacher_period == 0:
+                        self._ask_teachers(keyframe, frame)
+                    count += 1
+                    self._encoding = 0
+                elif found is not None and lesson is not None:
+                    self._encoded.append((*lesson, found))
+                    if self._to_teach and self._to_teach[0] is lesson:  # else there was a reset meanwhile
+                        self._to_teach.popleft()
+                    lesson = None
                 self._changed.notify_all()
 
-    def _encode(self, stream: Any, epoch: int, keyframe: Any, frame: Frame, teacher: str) -> None:
-        """Have an encoder, '' = the main one, measure a keyframe, and hand over what it says."""
-        started = time.perf_counter()
-        with torch.cuda.stream(stream):
-            if not teacher:
-                targets = {"": self.encoder.encode_frame(frame)}
-            else:
-                targets = targets_of(teacher, self.teachers[teacher], frame)
-        self._encode_s += time.perf_counter() - started
-        with self._changed:
-            self._encoded.append((epoch, keyframe, frame, teacher, targets))
-            self._changed.notify_all()
+    def _find_masks(self, epoch: int, keyframe: Any, frame: Frame) -> None:
+        """Make the masks of a keyframe that brings none, unless the encoder itself falls behind."""
+        if self._segmenter is None or masks_of(frame) is not None:
+            return
+        if len(self._to_encode) >= _ENCODER_QUEUE:
+            self.dropped["segmenter_behind"] += 1
+            return
+        self._segmented.append((epoch, keyframe, frame, self._segmenter(frame)))
+
+    def _ask_teachers(self, keyframe: Any, frame: Frame) -> None:
+        """Show a keyframe to the further encoders, when the main one has nothing to do; called with `_changed` held."""
+        self._to_teach.extend((self._epoch, keyframe, frame, teacher) for teacher in self.teachers)
+        if len(self._to_teach) > _TEACHER_QUEUE:
+            # all of the scene is better seen coarsely than its end finely; the first is being worked on
+            kept = [lesson for i, lesson in enumerate(self._to_teach) if i // len(self.teachers) % 2 == 0]
+            self.dropped["teacher_behind"] += len(self._to_teach) - len(kept)
+            self._to_teach = deque(kept)

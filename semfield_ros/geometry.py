@@ -170,6 +170,39 @@ def visible(
     inside &= (row >= border_px) & (row < camera.height - border_px)
     pixel = row * camera.width + column
     measured = depth_m.reshape(-1)[np.where(inside, pixel, 0)]
-    close = np.abs(measured - z) <= np.maximum(tolerance_m, tolerance_relative * measured)
-    mask = inside & (measured > 0) & close
+    # an infinite depth would agree with everything to any share of itself
+    with np.errstate(invalid="ignore"):
+        close = np.abs(measured - z) <= np.maximum(tolerance_m, tolerance_relative * measured)
+    mask = inside & (measured > 0) & np.isfinite(measured) & close
     return mask, np.where(mask, pixel, -1)
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """A rule for `visible`, with its arguments."""
+
+    tolerance_m: float = 0.0
+    tolerance_relative: float = 0.0
+    border_px: int = 0
+
+    def __post_init__(self) -> None:
+        if self.border_px < 0 or not (0 <= self.tolerance_m < np.inf and 0 <= self.tolerance_relative < np.inf):
+            raise ConfigError(f"{self} is no rule of visibility; allowed: finite tolerances and a border >= 0")
+
+    def seen(
+        self, camera: Camera, T_world_camera: np.ndarray, depth_m: np.ndarray, points_world: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`visible` by this rule: mask [N] bool, and flat pixel indices [N] int64 (-1 where not visible)."""
+        return visible(
+            camera, T_world_camera, depth_m, points_world, tolerance_m=self.tolerance_m,
+            tolerance_relative=self.tolerance_relative, border_px=self.border_px,
+        )  # fmt: skip
+
+
+VISIBILITY_RULES = {
+    "openscene": Visibility(tolerance_relative=0.25, border_px=10),
+    "openscene_matterport": Visibility(tolerance_relative=0.02, border_px=10),
+    "openmask3d": Visibility(tolerance_m=0.2),
+    "conceptfusion": Visibility(tolerance_m=0.05),
+}
+"""What the systems use: OpenScene on ScanNet and Replica, on Matterport; OpenMask3D; ConceptFusion."""

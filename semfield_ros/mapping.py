@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from .field.trainer import StepReport, Trainer
 from .field.workspace import Workspace
 from .frame import Frame
 from .geometry import back_project
+from .memory.clicks import checked_labels, label_surface
 from .memory.corrections import Correction, check_poses, match_poses
 from .memory.cubes import Cube
 from .memory.features import FeatureShape
@@ -49,12 +51,18 @@ def language_head(dim: int, config: LanguageConfig | None = None) -> HeadConfig:
 
 
 MAX_EXTENT_M = 12.0
+ADOPT_STEPS = 300
+"""Poses that are refined while mapping reach the point map this often, in training steps."""
 _OUTSIDE = 0.2
 
 
 def class_texts(config: HeadsConfig, encoder: Encoder) -> np.ndarray | None:
-    """Words of the classes [C, D], where the configuration aligns features with them."""
-    return encoder.encode_text(config.class_names) if config.align_weight > 0 else None
+    """Words of the classes [C, D], where the configuration aligns features with them; ConfigError where it names none."""
+    if not config.align_weight:
+        return None
+    if not config.class_names:
+        raise ConfigError(f"align_weight is {config.align_weight} without class_names; name the classes, or set it to 0")
+    return encoder.encode_text(config.class_names)
 
 
 def workspace_around(points: np.ndarray, margin: float) -> Workspace:
@@ -87,6 +95,8 @@ class MappingStatus:
     """Seen through, hidden behind a change, or over the budget, in this map's life; in blocks, of those in memory."""
     train_s: float = 0.0
     losses: dict[str, float] | None = None
+    learnt: dict[str, int] = dataclass_field(default_factory=dict)
+    """Steps in which each head was trained; in blocks, of those in memory."""
     blocks: int = 1
     awake: int = 1
     wakes: int = 0
@@ -121,7 +131,8 @@ class Mapping:
         self.stamp_s = float("nan")
         self.samples = 0
         self.heads: dict[str, HeadConfig] = {
-            head.name: head for head in (colour_head(), language_head(feature_dim, config.heads.language), *heads_of(config.heads))
+            head.name: head
+            for head in (colour_head(), language_head(feature_dim, config.heads.language), *heads_of(config.heads))
         }
         """What the field is to know; teachers add to it when they first say something."""
         self.class_texts: torch.Tensor | None = None
@@ -233,6 +244,9 @@ class Mapping:
         mine = frame if self.cube is None else self.cube.part_of(frame, 0.0)
         if self.points.unseen_fraction(mine) >= memory.min_unseen_fraction:
             return True
+        if self.points.unlabelled_fraction(mine) >= memory.min_unseen_fraction:
+            self.counts["keyframes_labelled"] += 1
+            return True
         change = self.points.change(frame)
         if change:
             self.counts[f"keyframes_{change}"] += 1
@@ -338,6 +352,8 @@ class Mapping:
         if self.trainer is None or self.replay is None:
             return
         self.last_report = self.trainer.step(self.replay)
+        if self.config.heads.refine_poses and self.steps % ADOPT_STEPS == 0:
+            self._adopt_refined_poses()
         self.samples += self.last_report.samples
         self.learnt.update(self.last_report.losses.keys())
         self._revision += 1
@@ -370,9 +386,7 @@ class Mapping:
         for keyframe_id, T in moved.items():
             self.correct_pose(keyframe_id, T)
         if moved:
-            self._fresh, self._rebuilt = PointMap(
-                self.config.memory, self.feature_dim, self.cube, self.config.heads.semantic_classes
-            ), set()
+            self._remake_points()
             self.news_step = self.steps
             self.counts["pose_corrections"] += len(moved)
             self._revision += 1
@@ -382,6 +396,25 @@ class Mapping:
     def rebuilding(self) -> bool:
         """Whether a point map is being made anew."""
         return self._fresh is not None
+
+    def _remake_points(self) -> None:
+        self._fresh, self._rebuilt = PointMap(
+            self.config.memory, self.feature_dim, self.cube, self.config.heads.semantic_classes
+        ), set()
+
+    def _adopt_refined_poses(self) -> None:
+        """Make the point map anew where learnt poses have left those it was made with by half a voxel. O(keyframes)."""
+        if self._fresh is not None or self.keyframes is None or self.replay is None:
+            return
+        moved = False
+        for keyframe in list(self.keyframes.items):
+            T = self.replay.pose[keyframe.slot].cpu().numpy().astype(np.float64)
+            if np.linalg.norm(T[:3, 3] - keyframe.T_world_camera[:3, 3]) > self.config.memory.voxel_size_m / 2:
+                moved |= self.keyframes.replace_pose(keyframe.id, T) is not None
+        if moved:
+            self._remake_points()
+            self.counts["poses_refined"] += 1
+            self._revision += 1
 
     def rebuild_some(self) -> None:
         """Fuse one more keyframe into the point map that is being made anew; when all are in, it becomes the map.
@@ -401,6 +434,25 @@ class Mapping:
             return
         self.points, self._fresh = self._fresh, None
         self._revision += 1
+
+    def label(self, points: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Clicks: say what class the surface at points [N, 3] is; it spreads from there while training goes on.
+
+        Returns:
+            [N] bool: where a remembered surface lies within two voxels of the point.
+
+        Raises:
+            QueryError: unusable points or classes, or a map that learns no labels; nothing is labelled then.
+        """
+        at, label = checked_labels(points, classes, self.config.heads.semantic_classes)
+        if self.replay is None or not len(at):
+            return np.zeros(len(at), bool)
+        reached = label_surface(self.replay, at, label, 2 * self.config.memory.voxel_size_m)
+        self.points.vote(at[reached], label[reached])
+        if reached.any():
+            self.news_step = self.steps
+            self._revision += 1
+        return reached
 
     def clear_region(self, low: np.ndarray, high: np.ndarray) -> Cleared:
         """Forget voxels and ray records inside an axis-aligned box [3], [3] in global_frame. O(voxels + records)."""
@@ -431,6 +483,7 @@ class Mapping:
             voxels=len(self.points),
             voxels_forgotten=self.counts["voxels_removed"],
             losses={k: float(v) for k, v in report.losses.items()} if report else None,
+            learnt=dict(self.learnt),
         )
 
 

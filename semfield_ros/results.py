@@ -16,10 +16,11 @@ from .export import objects_json, write_file, write_json, write_ply
 from .field.snapshot import Snapshot
 from .frame import Frame
 from .geometry import image_directions, visible
+from .query.pca import PcaColours
 from .query.scores import score_points
 from .query.view import render_view
 from .session import Session
-from .viewer import contact_sheet, depth_image, draw_boxes, overlay, pca_colours
+from .viewer import contact_sheet, depth_image, draw_boxes, overlay
 
 
 def best_view(frames: Sequence[Frame], answer: Answer) -> Frame:
@@ -64,7 +65,8 @@ def sheet(
     assert view.features is not None
     seen = view.depth_m > 0
     colours = np.full(view.rgb.shape, 40, np.uint8)
-    colours[seen], _ = pca_colours(view.features[seen])
+    if seen.any():
+        colours[seen] = PcaColours()(view.features[seen])
     valid = frame.depth_m[frame.depth_m > 0]
     span = (float(valid.min()), float(np.percentile(valid, 99))) if len(valid) else (0.0, 1.0)
     error_m = np.median(np.abs(view.depth_m - frame.depth_m)[(frame.depth_m > 0) & seen]) if seen.any() else np.nan

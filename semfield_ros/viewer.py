@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import cv2
@@ -41,59 +40,6 @@ class Box(Protocol):
     centre: np.ndarray
     axes: np.ndarray
     half_extents: np.ndarray
-
-
-@dataclass(frozen=True)
-class FeatureColours:
-    """A frozen linear map from features to colour: mean [D], axes [D, 3], low and high [3] of the coordinates."""
-
-    mean: np.ndarray
-    axes: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-def _fit_colours(features: np.ndarray) -> FeatureColours:
-    """Three principal axes of [N, D] and the 1 and 99% quantiles along them (F3RM, Shen et al. 2023, viewer)."""
-    dim = features.shape[1]
-    axes = np.zeros((dim, 3), np.float32)
-    if len(features) == 0:
-        return FeatureColours(np.zeros(dim, np.float32), axes, np.zeros(3, np.float32), np.zeros(3, np.float32))
-    sample = features[:: max(1, len(features) // 20_000)].astype(np.float64)
-    mean = sample.mean(axis=0)
-    centred = sample - mean
-    kept = min(3, dim)
-    found = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :kept]
-    # An axis has no sign of its own: fix it, or the colours of one scene flip from run to run.
-    found = found * np.where(found[np.abs(found).argmax(axis=0), np.arange(kept)] < 0, -1.0, 1.0)
-    axes[:, :kept] = found
-    low, high = np.quantile(centred @ axes, [0.01, 0.99], axis=0)
-    return FeatureColours(mean.astype(np.float32), axes, low.astype(np.float32), high.astype(np.float32))
-
-
-def pca_colours(features: np.ndarray, projection: FeatureColours | None = None) -> tuple[np.ndarray, FeatureColours]:
-    """Features [N, D] as colours [N, 3] uint8: their three main directions, 1 to 99% stretched to black to full.
-
-    Pass the returned projection back in to keep the colours of one scene comparable between views. Rows that are not
-    finite are `UNKNOWN`, and do not shape the projection.
-    """
-    features = np.asarray(features, dtype=np.float32)
-    if features.ndim != 2:
-        raise ConfigError(f"features have shape {features.shape}; expected [N, D]")
-    finite = np.isfinite(features).all(axis=1)
-    if projection is None:
-        projection = _fit_colours(features[finite])
-    elif projection.mean.shape != features.shape[1:]:
-        raise ConfigError(
-            f"features have {features.shape[1]} dimensions, the projection {len(projection.mean)}; "
-            "a projection serves only the encoder it was fitted on"
-        )
-    coordinates = (features[finite] - projection.mean) @ projection.axes
-    span = projection.high - projection.low
-    unit = np.where(span > 1e-9, (coordinates - projection.low) / np.maximum(span, 1e-9), 0.5)
-    rgb = np.full((len(features), 3), UNKNOWN, np.uint8)
-    rgb[finite] = np.rint(np.clip(unit, 0, 1) * 255)
-    return rgb, projection
 
 
 def colour_map(values: np.ndarray, name: str = "turbo") -> np.ndarray:

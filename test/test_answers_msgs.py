@@ -282,7 +282,7 @@ def test_options_in_the_engines_words():
     ("values", "words"),
     [
         ({"score": 9}, "score is 9; allowed: 0, 1, 2"),
-        ({"source": 4}, "source is 4"),
+        ({"source": 6}, "source is 6"),
         ({"threshold_mode": 7}, "threshold_mode is 7"),
         ({"threshold_mode": 1, "threshold": float("nan")}, "threshold is nan; allowed: 0 to 1"),
         ({"threshold_mode": 1, "threshold": float("inf")}, "threshold is inf"),

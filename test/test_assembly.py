@@ -310,6 +310,20 @@ def test_unusable_labels_cost_the_labels_not_the_frame():
     assert rig.assembler.poll(0.0)[0].semantic is None and rig.assembler.unused["labels_image_encoding"] == 1
 
 
+def test_masks_without_names_are_kept_where_they_are_wanted():
+    rig = Rig(masks=True, masks_named=False, labels_timeout_s=0.5)
+    ids = np.arange(12 * 16, dtype=np.int32).reshape(12, 16) % 4
+    rig.take(sent(0, frame=frame(0, segments=Segments(ids, {1: "mug"})), labels=True), leave="masks/info")
+    kept = rig.assembler.poll(0.0)[0].segments
+    np.testing.assert_array_equal(kept.ids, ids)
+    assert kept.names == {} and not rig.assembler.health(0.0).cameras[""].warnings
+    rig.assembler.masks_info("", label_info({1: "mug"}, header_of(0, "")))
+    rig.take(sent(1, frame=frame(1, segments=Segments(ids, {1: "mug"})), labels=True), leave="masks/info")
+    kept = rig.assembler.poll(1.0)[0].segments
+    np.testing.assert_array_equal(kept.ids, ids)
+    assert kept.names == {1: "mug"}
+
+
 def test_masks_nobody_names_are_left_out():
     rig = Rig(masks=True, labels_timeout_s=0.5)
     rig.take(sent(0, frame=frame(0, segments=Segments(np.ones((12, 16), np.int32), {1: "mug"})), labels=True),

@@ -23,6 +23,7 @@ from semfield_ros.config import (
 )
 from semfield_ros.config_io import field_docs, from_dict, from_yaml, to_yaml
 from semfield_ros.errors import ConfigError
+from semfield_ros.node.config import NodeConfig
 
 
 @pytest.mark.parametrize(
@@ -177,3 +178,18 @@ def test_docs_are_those_under_the_field():
     docs = field_docs(FrameConfig)
     assert docs["min_depth_m"] == "Nearer depth is no measurement."
     assert "levels" not in field_docs(GridConfig)
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("semantic", {"semantic_classes": 40}),
+        ("panoptic", {"semantic_classes": 40, "instances": "slots", "semantic_compositing": "probability"}),
+        ("lerf", {"teachers": ("pyramid", "dino"), "teacher_period": 2}),
+    ],
+)
+def test_presets_are_for_runs_and_for_nodes(root, name, heads):
+    path = root / f"config/{name}.yaml"
+    config, node = from_yaml(path), from_yaml(path, NodeConfig())
+    assert {key: getattr(config.heads, key) for key in heads} == heads
+    assert node.engine_config() == config and node.camera == NodeConfig().camera

@@ -11,12 +11,13 @@ pytest.importorskip("zenoh", reason="the extra `zenoh` is not installed")
 from analytic_scene import frame_at, ring, stream
 from node_peer import PATIENCE_S, Robot, feed, fill, messages_of, node_config, running, settle, until
 
+from semfield_ros.config import HeadsConfig
 from semfield_ros.encoders.stub import StubEncoder
 from semfield_ros.engine import Engine
 from semfield_ros.messages.poses import header_of
 from semfield_ros.messages.types import types
 from semfield_ros.node.config import CameraConfig, DiagnosticsConfig, OutputConfig, PoseConfig
-from semfield_ros.node.diagnostics import ERROR, OK, WARN, frames_finding
+from semfield_ros.node.diagnostics import ERROR, OK, WARN, frames_finding, labels_finding
 
 FIRST_S = 1000.0
 SUBJECTS = {"camera camera", "pose", "frames", "engine", "callbacks"}
@@ -277,3 +278,25 @@ def test_rates_follow_the_settings_while_everything_runs(robot, tmp_path):
         node.configure_live(replace(config, output=replace(config.output, diagnostics_hz=20)))
         robot.heard("/diagnostics", 2)
         assert types().fields("diagnostic_msgs/msg/DiagnosticArray") == ["header", "status"]
+
+
+# ---- labels -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("heads", "camera", "names", "level", "words"),
+    [
+        ({}, {"labels_topic": "labels/image"}, (), WARN, "no head learns them; set heads.semantic_classes"),
+        ({"instances": "slots"}, {}, (), WARN, "heads.instances is slots and nothing brings masks; set camera.masks"),
+        ({"semantic_classes": 3}, {"labels_topic": "l"}, (1, 3, 4, 9), WARN, "2 classes of labels/info (4, 9)"),
+        ({"semantic_classes": 3}, {"labels_topic": "l"}, (0, 1, 2, 3), OK, "3 classes"),
+        ({"instances": "slots"}, {"masks_topic": "m"}, (), OK, "0 classes"),
+    ],
+)
+def test_labels_that_teach_nothing_are_told(heads, camera, names, level, words):
+    found = labels_finding(HeadsConfig(**heads), CameraConfig(**camera), names)
+    assert found.level == level and words in found.message
+
+
+def test_without_labels_nothing_is_said_of_them():
+    assert labels_finding(HeadsConfig(), CameraConfig(), ()) is None

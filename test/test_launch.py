@@ -338,10 +338,11 @@ def test_launch_names_its_arguments_and_interfaces_can_be_shown(overlay):  # noq
     for argument in (
         "namespace", "params_file", "use_sim_time", "autostart", "log_level", "rviz", "rviz_config", "camera",
         "rgb_topic", "depth_topic", "info_topic", "odom_topic", "global_frame", "encoder",
+        "semantic_classes", "instances", "teachers", "masks_named",
     ):  # fmt: skip
         assert f"'{argument}':" in shown
     names = ros2(overlay, "interface", "package", "semfield_ros").split()
-    assert len(names) == 16
+    assert len(names) == 18
     assert "semfield_ros/QueryOptions options" in ros2(overlay, "interface", "show", "semfield_ros/srv/Query")
 
 

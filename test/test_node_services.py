@@ -2,6 +2,7 @@
 a time, late listeners."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ import trimesh
 from analytic_scene import BLUE, RED, cast, ring, stream
 from node_peer import Robot, feed, fill, node_config, running, settle, until
 
+from semfield_ros.config import HeadsConfig
+from semfield_ros.frame import Segments
 from semfield_ros.messages.clouds import from_cloud, to_cloud
-from semfield_ros.messages.images import decode_colour, decode_depth
+from semfield_ros.messages.images import decode_colour, decode_depth, decode_labels
 from semfield_ros.messages.poses import header_of, pose_of, stamp_of, time_of
 from semfield_ros.messages.types import types
 from semfield_ros.node import outputs
-from semfield_ros.node.config import OutputConfig
+from semfield_ros.node.config import CameraConfig, OutputConfig
 
 FIRST_S = 1000.0
 LAST_NS = 1_001_100_000_000
@@ -432,3 +435,104 @@ def test_status_counts_every_image_that_came(own, robot):
     assert dict(zip(status.rejected_reasons, status.rejected_counts)) == {"depth_empty": 4}
     assert status.frames_used + status.frames_skipped + status.frames_dropped + status.frames_waiting + 4 == 16
     assert status.last_error.startswith("depth_empty")
+
+
+# ---- heads --------------------------------------------------------------------------------------------------------
+
+
+def labelled(frame, k):
+    """The same with classes 1 (table), 2 and 3 (blocks), and masks of the blocks whose ids change."""
+    what = cast(frame.T_world_camera)[1]
+    return replace(frame, semantic=what + 1, segments=Segments(np.array([0, 1 + k, 30 - k], np.int32)[what], {}))
+
+
+def test_labels_and_masks_of_other_nodes_are_learnt_and_told(robot, tmp_path):
+    """Label images with a LabelInfo, and masks without names: classes, instances and entropy on services and topics."""
+    heads = HeadsConfig(semantic_classes=3, instances="slots", label_rays=256, semantic_pairs=128)
+    camera = CameraConfig(
+        sync_queue_size=200, labels_topic="labels/image", masks_topic="masks/image", masks_named=False,
+        labels_timeout_s=30.0,
+    )  # fmt: skip
+    names = {1: "table", 2: "red box", 3: "blue box"}
+    with running(robot, node_config(tmp_path, heads=heads, camera=camera, output=RATES)) as node:
+        call = caller(robot)
+        frames = [labelled(frame, k) for k, frame in enumerate(stream(12, first_s=FIRST_S))]
+        fill(node, robot, frames, labels=True, class_names=names)
+        assert node.world.last_frame().segments is not None and node.world.class_names == names
+        node.engine.train(steps=180)
+        node.engine.pause()
+        snapshot = node.engine.snapshot()
+        points = snapshot.cloud.points
+        request = {"points": to_cloud(points, header_of(0, "map")), "use_classes": True, "extras": 2 | 4}
+        response = call("query_points", "QueryPoints", **request)
+        assert response.success, response.message
+        assert list(response.prompts) == list(names.values())
+        raised = points[:, 2] > 0.03
+        truth = np.where(raised, np.where(points[:, 0] < 0, 1, 2), 0)
+        assert (response.labels == truth).mean() > 0.95 and (response.labels == truth)[raised].mean() > 0.9
+        assert np.isfinite(response.entropy).all()
+        numbers = [np.bincount(response.instances[raised & (truth == k)]).argmax() for k in (1, 2)]
+        assert 0 < numbers[0] != numbers[1] > 0
+
+        kinds = {
+            "labelled_cloud": "sensor_msgs/msg/PointCloud2", "labels/info": "vision_msgs/msg/LabelInfo",
+            "objects": "vision_msgs/msg/Detection3DArray", "rendered/labels": "sensor_msgs/msg/Image",
+            "rendered/entropy": "sensor_msgs/msg/Image", "rendered/instances": "sensor_msgs/msg/Image",
+            "status": "semfield_ros/msg/Status",
+        }  # fmt: skip
+        for topic, kind in kinds.items():
+            latched = {"transient_local": True, "depth": 1} if topic in ("labelled_cloud", "labels/info") else {}
+            robot.listen(f"/semfield/{topic}", kind, **latched)
+        info = robot.heard("/semfield/labels/info")[-1]
+        assert {entry.class_id: entry.class_name for entry in info.class_map} == names
+        cloud = from_cloud(robot.heard("/semfield/labelled_cloud")[-1])
+        np.testing.assert_array_equal(cloud["label"], response.labels)
+        assert (cloud["instance"] == response.instances).mean() > 0.99  # but for splinters, which are no things
+        np.testing.assert_allclose(cloud["entropy"], response.entropy, atol=1e-5)
+        what = cast(ring(12)[11])[1]
+        labels = robot.heard("/semfield/rendered/labels")[-1]
+        assert labels.encoding == "16UC1" and set(np.unique(decode_labels(labels))) <= {0, 1, 2, 3}
+        share = [(decode_labels(labels) == k + 1).mean() for k in (1, 2)]
+        np.testing.assert_allclose(share, [(what == k).mean() for k in (1, 2)], atol=0.03)
+        shown = decode_labels(robot.heard("/semfield/rendered/instances")[-1])
+        assert set(numbers) <= set(np.unique(shown)) <= {0, *np.unique(response.instances)}
+        assert robot.heard("/semfield/rendered/entropy")[-1].encoding == "32FC1"
+        assert call("query", "Query", prompts=["red"]).success
+        found = robot.until_heard("/semfield/objects", lambda m: m.detections).detections[0]
+        assert found.id == str(numbers[0])
+        status = robot.heard("/semfield/status")[-1]
+        steps = dict(zip(status.heads, status.head_steps))
+        assert steps["semantic"] >= 180 and steps["instance_slots"] >= 180 and steps["rgb"] >= 180
+
+        # words go before classes once there are any
+        assert call("set_vocabulary", "SetVocabulary", names=["blue", "red"]).success
+        spoken = robot.until_heard("/semfield/labelled_cloud", lambda m: (from_cloud(m)["label"][raised] == 0).any())
+        label = from_cloud(spoken)["label"]
+        assert (label[raised & (truth == 2)] == 0).mean() > 0.8 and (label[raised & (truth == 1)] == 1).mean() > 0.8
+        findings = {finding.name: finding for finding in node.diagnostics.findings()}
+        assert findings["labels"].message == "3 classes"
+
+
+def test_a_recording_is_published_with_its_labels(robot):
+    """`semfield publish --labels`, and a node that comes late hears the names."""
+    from semfield_ros.node.publisher import publish
+    from semfield_ros.wire.zenoh_bus import ZenohBus
+
+    class Recorded(list):
+        class_names = ("void", "table", "red box", "blue box")
+
+    frames = Recorded(labelled(frame, 0) for frame in stream(3, first_s=FIRST_S))
+    bus = ZenohBus("camera", domain=0, mode="test")
+    try:
+        robot.join(bus.endpoint)
+        robot.listen("/rgb/image", "sensor_msgs/msg/Image")
+        robot.listen("/labels/image", "sensor_msgs/msg/Image")
+        assert publish(bus, frames, rate=0, labels=True, stamps="source") == 3
+        last = robot.heard("/labels/image", 3)[-1]
+        np.testing.assert_array_equal(decode_labels(last), frames[-1].semantic)
+        assert stamp_of(last.header.stamp) == round(frames[-1].stamp_s * 1e9)
+        robot.listen("/labels/info", "vision_msgs/msg/LabelInfo", transient_local=True, depth=1)
+        info = robot.heard("/labels/info")[-1]
+        assert [(e.class_id, e.class_name) for e in info.class_map] == [(1, "table"), (2, "red box"), (3, "blue box")]
+    finally:
+        bus.close()

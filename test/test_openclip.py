@@ -37,6 +37,9 @@ def architectures(tmp_path_factory):
     for name, vision in SMALL.items():
         config = {"embed_dim": 20, "vision_cfg": vision, "text_cfg": TEXT, "quick_gelu": name.endswith("quick")}
         (folder / f"{name}.json").write_text(json.dumps(config))
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+    residual = {"embed_dim": 20, "vision_cfg": vision, "text_cfg": TEXT}
+    (folder / "odd-residual.json").write_text(json.dumps(residual))
     open_clip.add_model_config(folder)
 
 
@@ -355,7 +358,7 @@ def test_missing_weights_from_a_plain_address(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "RN50"}, "no patch tokens.*ViT-B-16"),
+        ({"model": "odd-residual", "pretrained": "", "neighbourhood": True}, "is for vision transformers"),
         ({"model": "ViT-B-16-SigLIP"}, "timm's vit_base_patch16_siglip_224.*ViT-B-16"),
         ({"model": "coca_ViT-B-32"}, "learnt queries"),
         ({"model": "ViT-B16"}, "not an open_clip architecture; near: ViT-B-16"),

@@ -33,7 +33,8 @@ KINDS = {
     "map_cloud": CLOUD, "labelled_cloud": CLOUD, "relevancy_cloud": CLOUD,
     "objects": "vision_msgs/msg/Detection3DArray", "markers": "visualization_msgs/msg/MarkerArray",
     "grasps": "geometry_msgs/msg/PoseArray", "rendered/image": IMAGE, "rendered/depth": IMAGE,
-    "rendered/features": IMAGE, "status": "semfield_ros/msg/Status",
+    "rendered/features": IMAGE, "rendered/labels": IMAGE, "rendered/instances": IMAGE,
+    "labels/info": "vision_msgs/msg/LabelInfo", "status": "semfield_ros/msg/Status",
 }  # fmt: skip
 
 
@@ -376,3 +377,24 @@ def test_close_and_start_twice(node):
     node.outputs.close()
     node.outputs.reschedule()
     assert not node.outputs._timers
+
+
+def test_a_map_without_classes_publishes_none(node):
+    """Whoever listens to what is not learnt hears nothing, and nobody else is disturbed."""
+    node.start()
+    labels, instances, info = (node.hear(t) for t in ("rendered/labels", "rendered/instances", "labels/info"))
+    image = node.hear("rendered/image")
+    image.until()
+    image.until()
+    assert not labels.messages and not instances.messages and not info.messages and node.world.last_error == ""
+
+
+def test_labelled_cloud_shows_what_is_asked_for(node):
+    node.world.vocabulary = ("red", "blue")
+    node.start(labels="classes")
+    ear = node.hear("labelled_cloud", LATCHED)
+    time.sleep(A_WHILE_S)
+    assert not ear.messages  # no classes were learnt
+    node.set(labels="auto")
+    cloud = from_cloud(ear.first())
+    assert set(np.unique(cloud["label"])) == {-1, 0, 1} and "entropy" not in cloud

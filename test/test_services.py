@@ -11,16 +11,17 @@ import pytest
 import trimesh
 from analytic_scene import BLUE, CAMERA, RED, SMALL, cast, ring, stream
 
-from semfield_ros.config import EncoderConfig, SemfieldConfig
+from semfield_ros.config import EncoderConfig, HeadsConfig, PyramidConfig, SemfieldConfig
 from semfield_ros.engine import Engine
 from semfield_ros.geometry import look_at, project
 from semfield_ros.messages.clouds import from_cloud, to_cloud
-from semfield_ros.messages.images import decode_colour, decode_depth, info_of
+from semfield_ros.messages.images import decode_colour, decode_depth, decode_labels, info_of
 from semfield_ros.messages.poses import header_of, pose_of, time_of
 from semfield_ros.messages.types import types
 from semfield_ros.node.config import NodeConfig
 from semfield_ros.node.maps import MapFolder
 from semfield_ros.node.services import _SERVICES, Services
+from semfield_ros.node.things import majorities
 from semfield_ros.node.world import World
 from semfield_ros.wire.zenoh_bus import ZenohBus
 
@@ -436,7 +437,7 @@ def test_a_stopped_engine_is_told(tmp_path):
 
 
 def test_a_fault_inside_is_an_answer_and_goes_to_the_status(services, monkeypatch, caplog):
-    monkeypatch.setattr("semfield_ros.node.services.render_view", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("semfield_ros.node.views.render_view", lambda *_, **__: 1 / 0)
     response = ask(services, "render", use_last_pose=True)
     assert not response.success and "internal error" in response.message
     assert "ZeroDivisionError" in services.world.last_error and "~/render failed" in caplog.text
@@ -448,3 +449,261 @@ def test_names_of_requests_stay_inside_the_map_folder(services, tmp_path):
     os.symlink(outside, services.maps.path / "link.ply")
     response = ask(services, "export", name="link", overwrite=True)
     assert not response.success and "leads out" in response.message and not outside.exists()
+
+
+# ---- heads --------------------------------------------------------------------------------------------------------
+
+HEADS = HeadsConfig(
+    semantic_classes=3, class_names=("table", "red box", "blue box"), instances="slots", label_rays=256,
+    semantic_pairs=128,
+)  # fmt: skip
+TAUGHT = replace(CONFIG, heads=HEADS)
+TOPS = np.array([[-0.14, -0.02, 0.16], [0.15, 0.02, 0.1], [0.0, -0.25, 0.0], [5, 5, 5]], np.float32)
+"""On the red block, on the blue one, on the table, nowhere."""
+
+
+def labelled(frame, ids=(0, 1, 2)):
+    """The same with classes 1 (table), 2 and 3 (blocks), and these ids of instances."""
+    what = cast(frame.T_world_camera)[1]
+    return replace(frame, semantic=what + 1, instance=np.array(ids, np.int32)[what])
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """Services of a map whose field has learnt classes, and instances whose ids change from frame to frame."""
+    with Engine(TAUGHT.engine_config()) as engine:
+        services = Services(engine, lambda: TAUGHT, MapFolder(tmp_path_factory.mktemp("maps")), World())
+        for k, frame in enumerate(stream(12)):
+            services.world.saw(frame)
+            engine.submit(labelled(frame, (0, 1 + k, 20 - k)), block=True)
+        assert engine.drain(PATIENCE_S)
+        engine.pause()
+        engine.train(steps=180)
+        yield services
+
+
+def at(points):
+    return to_cloud(np.asarray(points, np.float32), header_of(0, "map"))
+
+
+def test_points_are_of_the_classes_that_were_taught(taught):
+    cloud = taught.engine.snapshot().cloud
+    response = ask(taught, "query_points", points=at(cloud.points), use_classes=True, extras=1 | 2)
+    assert response.success, response.message
+    assert response.prompts == ["table", "red box", "blue box"]
+    on_block = (cloud.points[:, 2] > 0.03).astype(int)
+    truth = np.where(cloud.points[:, 0] < 0, 1, 2) * on_block
+    assert (response.labels == truth).mean() > 0.95 and (response.labels == truth)[on_block > 0].mean() > 0.9
+    shares = response.probabilities.reshape(-1, 3)
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-4)
+    np.testing.assert_array_equal(response.scores.reshape(-1, 3), shares)
+    p = np.clip(shares.astype(np.float64), 1e-12, 1)
+    np.testing.assert_allclose(response.entropy, -(p * np.log(p)).sum(1), atol=1e-4)
+    border = np.abs(cloud.points[:, 2] - 0.02) < 0.015
+    assert response.entropy[border & (np.abs(cloud.points[:, 0]) < 0.3)].max() > np.median(response.entropy) * 3
+
+
+def test_what_was_not_seen_has_no_class_and_is_not_certain(taught):
+    response = ask(taught, "query_points", points=at(TOPS), use_classes=True, extras=1 | 2 | 4 | 8)
+    assert list(response.labels) == [1, 2, 0, -1] and list(response.seen) == [True, True, True, False]
+    assert np.isnan(response.entropy[3]) and np.isfinite(response.entropy[:3]).all()
+    assert not response.probabilities.reshape(4, 3)[3].any() and response.instances[3] == 0
+    features = response.features.reshape(4, response.feature_dim)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), [1, 1, 1, 0], atol=1e-3)
+    high = options(threshold_mode=1, threshold=1.0)
+    assert set(ask(taught, "query_points", points=at(TOPS), use_classes=True, options=high).labels) <= {-1, 0, 1, 2}
+
+
+def test_instances_are_one_a_thing_and_stay_who_they_are(taught):
+    first = ask(taught, "query_points", points=at(TOPS), use_classes=True, extras=4).instances
+    assert first[0] > 0 and first[1] > 0 and first[0] != first[1] and first[2] == first[3] == 0
+    taught.engine.train(steps=5)
+    again = ask(taught, "query_points", points=at(TOPS), prompts=["red", "blue"], extras=4)
+    np.testing.assert_array_equal(again.instances, first)
+    answer = ask(taught, "query", prompts=["red", "blue"]).answer
+    told = {thing.prompt: thing for thing in answer.objects}
+    assert (told["red"].instance, told["blue"].instance) == (first[0], first[1])
+    assert (told["red"].class_id, told["red"].class_name) == (2, "red box")
+    assert told["blue"].class_name == "blue box" and 0 <= told["blue"].entropy < np.log(3)
+
+
+def test_prompts_have_probabilities_too(taught):
+    asked = {"points": at(TOPS), "prompts": ["red", "blue", "white"]}
+    plain, response = ask(taught, "query_points", **asked), ask(taught, "query_points", **asked, extras=1 | 2)
+    np.testing.assert_array_equal(plain.labels, response.labels)
+    np.testing.assert_array_equal(plain.scores, response.scores)
+    shares = response.probabilities.reshape(4, 3)
+    assert list(shares[:3].argmax(1)) == [0, 1, 2] and np.isnan(response.entropy[3])
+    other = ask(taught, "query_points", **asked, with_other=True)
+    assert list(other.labels) == [0, 1, -1, -1]
+
+
+def test_nothing_is_said_that_was_not_asked_for(taught, services):
+    for asked in (taught, services):
+        response = ask(asked, "query_points", points=at(TOPS), prompts=["red", "blue"])
+        assert not len(response.probabilities) and not len(response.entropy) and not len(response.instances)
+        assert response.feature_dim == 0 and not len(response.features)
+        answer = ask(asked, "query", prompts=["red"]).answer
+        assert not len(answer.scales) and not len(answer.searched_scales) and not len(answer.scale_peaks)
+        view = ask(asked, "render", use_last_pose=True)
+        for image in (view.labels, view.entropy, view.instances, view.normals):
+            assert image.width == 0 and not len(image.data)
+    red = ask(services, "query", prompts=["red"]).answer.objects[0]
+    assert (red.instance, red.class_id, red.class_name) == (0, 0, "") and np.isnan(red.entropy)
+
+
+def test_views_of_classes_and_instances(taught):
+    response = ask(taught, "render", use_last_pose=True, with_labels=True, with_instances=True)
+    assert response.success, response.message
+    what = cast(ring(12)[11])[1]
+    labels, instances = decode_labels(response.labels), decode_labels(response.instances)
+    assert response.labels.encoding == "16UC1" and response.instances.encoding == "32SC1"
+    solid = (decode_depth(response.depth) > 0) & (labels > 0) & (decode_depth(response.depth) < 1.5)
+    assert (labels == what + 1)[solid].mean() > 0.9
+    known = ask(taught, "query_points", points=at(TOPS), use_classes=True, extras=4).instances
+    for k in (1, 2):
+        assert (instances == known[k - 1])[solid & (what == k)].mean() > 0.8
+    entropy = decode_depth(response.entropy)
+    assert np.array_equal(np.isnan(entropy), labels == 0) and np.nanmax(entropy) <= np.log(3) + 1e-4
+    again = ask(taught, "render", use_last_pose=True, with_instances=True)
+    np.testing.assert_array_equal(decode_labels(again.instances), instances)
+
+
+def test_what_was_not_learnt_is_refused_and_the_setting_named(services, taught):
+    scales = options(source=5)
+    for name, request, words in (
+        ("query_points", {"points": at(TOPS), "use_classes": True}, "heads.semantic_classes"),
+        ("query_points", {"points": at(TOPS), "prompts": ["red"], "extras": 4}, "heads.instances"),
+        ("render", {"use_last_pose": True, "with_labels": True}, "heads.semantic_classes"),
+        ("render", {"use_last_pose": True, "with_instances": True}, "heads.instances"),
+        ("render", {"use_last_pose": True, "with_normals": True}, "heads.normals"),
+        ("render", {"use_last_pose": True, "with_features": True, "features_of": "dino"}, "heads.teachers"),
+        ("render", {"use_last_pose": True, "prompts": ["red"], "options": scales}, "heads.teachers"),
+        ("render", {"use_last_pose": True, "edited": True}, "~/edit"),
+        ("query", {"prompts": ["red"], "options": scales}, "heads.teachers"),
+        ("export", {"name": "classes", "kind": 3, "resolution": 0.03}, "heads.semantic_classes"),
+        ("label", {"mode": 1, "point": point(*TOPS[0]), "class_id": 1}, "heads.semantic_classes"),
+        ("edit", {"instance": 1}, "heads.instances"),
+    ):  # fmt: skip
+        response = ask(services, name, **request)
+        assert not response.success and words in response.message, (name, response.message)
+    for name, request, words in (
+        ("query_points", {"points": at(TOPS), "prompts": ["red"], "extras": 16}, "extras is 16"),
+        ("query_points", {"points": at(TOPS), "prompts": ["red"], "use_classes": True}, "one of them at a time"),
+        ("query_points", {"points": at(TOPS), "prompts": ["red"], "with_other": True}, "at least one before"),
+        ("query", {"prompts": ["red"], "options": options(scales=[0.1])}, "SOURCE_SCALES only"),
+        ("query", {"prompts": ["red"], "options": options(source=5, scales=[0.1, -1.0])}, "> 0 and finite"),
+        ("query", {"prompts": ["red"], "options": options(source=5, scales=[0.1] * 65)}, "up to 64"),
+        ("query", {"prompts": ["red"], "options": options(source=6)}, "source is 6"),
+        ("label", {"mode": 1, "point": point(*TOPS[0]), "class_id": 4}, "1 to 3"),
+        ("label", {"mode": 1, "point": point(*TOPS[0]), "class_name": "cup"}, "red box"),
+        ("label", {"mode": 1, "point": point(5, 5, 5), "class_id": 1}, "label what was mapped"),
+        ("edit", {"action": 9, "instance": 1}, "action is 9"),
+        ("edit", {"instance": 999}, "there is no instance 999"),
+        ("export", {"name": "x", "kind": 5}, "allowed: 0, 1, 2, 3, 4"),
+    ):  # fmt: skip
+        response = ask(taught, name, **request)
+        assert not response.success and words in response.message, (name, response.message)
+
+
+def test_features_of_too_many_points_are_refused(services, monkeypatch):
+    monkeypatch.setattr("semfield_ros.node.questions.MAX_VALUES", 4 * services.engine.encoder.dim - 1)
+    asked = {"points": at(TOPS), "prompts": ["red", "blue"]}
+    assert ask(services, "query_points", **asked).success
+    response = ask(services, "query_points", **asked, extras=8)
+    assert not response.success and "ask in parts" in response.message
+
+
+def test_the_surer_map_answers(services):
+    response = ask(services, "query", prompts=["red", "blue"], options=options(source=4))
+    assert response.success and list(response.answer.found) == [True, True]
+
+
+def test_files_of_classes_and_features(taught):
+    mesh = ask(taught, "export", name="classes", kind=3, resolution=0.03)
+    assert mesh.success and mesh.file == "classes.ply", mesh.message
+    written = trimesh.load(taught.maps.path / "classes.ply", process=False)
+    assert len(written.vertices) == mesh.points > 100
+    lexicon = ask(taught, "export", name="lexicon", kind=4)
+    assert lexicon.success and lexicon.file == "lexicon", lexicon.message
+    assert len(np.load(taught.maps.path / "lexicon" / "index.npy")) == lexicon.points > 1000
+    again = ask(taught, "export", name="lexicon", kind=4)
+    assert not again.success and "overwriting" in again.message
+    assert ask(taught, "export", name="lexicon", kind=4, overwrite=True).success
+    (taught.maps.path / "precious").mkdir()
+    (taught.maps.path / "precious" / "mine").write_text("mine")
+    assert not ask(taught, "export", name="precious", kind=4, overwrite=True).success
+    assert (taught.maps.path / "precious" / "mine").read_text() == "mine"
+
+
+def test_edits_make_a_scene_beside_the_map(taught):
+    red, blue = ask(taught, "query_points", points=at(TOPS), use_classes=True, extras=4).instances[:2]
+    before = len(taught.engine.snapshot().cloud)
+    gone = ask(taught, "edit", action=0, instance=int(red))
+    assert gone.success, gone.message
+    channels = from_cloud(gone.cloud)
+    assert gone.cloud.width < before == len(taught.engine.snapshot().cloud) and red not in channels["instance"]
+    further = np.eye(4)
+    further[0, 3] = 0.2
+    twin = ask(taught, "edit", action=2, instance=int(blue), transform=pose_of(further))
+    channels = from_cloud(twin.cloud)
+    x = {i: channels["x"][channels["instance"] == i].mean() for i in (blue, twin.instance)}
+    assert twin.instance not in (red, blue) and x[twin.instance] - x[blue] == pytest.approx(0.2, abs=1e-3)
+    view = ask(taught, "render", use_last_pose=True, edited=True)
+    assert view.success and red not in decode_labels(view.instances) and blue in decode_labels(view.instances)
+    assert ask(taught, "edit", action=4).success
+    assert not ask(taught, "render", use_last_pose=True, edited=True).success
+
+
+def test_one_label_teaches_a_class(tmp_path):
+    """Nobody has labelled anything: three clicks do."""
+    config = replace(TAUGHT, heads=replace(HEADS, instances="off"))
+    with Engine(config.engine_config()) as engine:
+        engine.pause()
+        services = Services(engine, lambda: config, MapFolder(tmp_path), World())
+        for frame in stream(8):
+            services.world.saw(frame)
+            engine.submit(frame, block=True)
+        assert engine.drain(PATIENCE_S)
+        for place, name in zip(TOPS[:3], ("red box", "blue box", "table")):
+            response = ask(services, "label", mode=1, point=point(*place), class_name=name)
+            assert response.success, response.message
+        engine.train(steps=150)
+        labels = ask(services, "query_points", points=at(TOPS), use_classes=True).labels
+        assert list(labels) == [1, 2, 0, -1]
+
+
+def test_prompts_are_answered_at_their_scales(tmp_path):
+    """With the teacher pyramid; normals beside it."""
+    heads = HeadsConfig(teachers=("pyramid",), pyramid=PyramidConfig(smallest=0.2), normals=True)
+    config = replace(CONFIG, heads=heads)
+    with Engine(config.engine_config()) as engine:
+        engine.pause()
+        services = Services(engine, lambda: config, MapFolder(tmp_path), World())
+        for frame in stream(8):
+            services.world.saw(frame)
+            engine.submit(frame, block=True)
+        assert engine.drain(PATIENCE_S)
+        engine.train(steps=60)
+        asked = {"prompts": ["red", "blue"], "options": options(source=5)}
+        response = ask(services, "query", **asked)
+        answer = response.answer
+        assert response.success, response.message
+        searched, peaks = answer.searched_scales, answer.scale_peaks.reshape(2, -1)
+        assert len(searched) == peaks.shape[1] == 30 and (np.diff(searched) > 0).all()
+        np.testing.assert_array_equal(answer.scales, searched[peaks.argmax(1)])
+        one = ask(services, "query", prompts=["red"], options=options(source=5, scales=[0.2])).answer
+        assert list(one.scales) == list(one.searched_scales) == [pytest.approx(0.2)] and len(one.scale_peaks) == 1
+        view = ask(services, "render", use_last_pose=True, with_normals=True, **asked)
+        assert view.success and len(view.relevancy) == len(view.scales) == 2, view.message
+        assert decode_depth(view.relevancy[0]).shape == (60, 80) and decode_depth(view.relevancy[0]).max() > 0
+        table = (decode_depth(view.depth) > 0) & (cast(ring(8)[7])[1] == 0)
+        normals = decode_colour(view.normals)[table].astype(float) / 127.5 - 1
+        assert np.median(normals[:, 2]) > 0.8  # up
+        points = ask(services, "query_points", points=at(TOPS), **asked)
+        assert points.success and not points.seen[3] and points.seen[:3].all()
+
+
+def test_majorities():
+    owner, ids = np.array([0, 0, 0, 1, 1, 1, 2]), np.array([5, 5, 2, 0, -1, 7, -1])
+    assert list(majorities(owner, ids, 4)) == [5, 0, 0, 0]

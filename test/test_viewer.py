@@ -43,52 +43,6 @@ def changed(image: np.ndarray) -> np.ndarray:
     return np.argwhere(image.any(axis=2))[:, ::-1]
 
 
-# features
-
-
-def test_pca_equals_the_singular_value_decomposition():
-    rng = np.random.default_rng(0)
-    features = (rng.normal(size=(500, 3)) * [5, 2, 1]) @ rng.normal(size=(3, 12)) + 7
-    rgb, projection = viewer.pca_colours(features)
-    centred = features - features.mean(0)
-    axes = np.linalg.svd(centred, full_matrices=False)[2][:3].T
-    np.testing.assert_allclose(np.abs((projection.axes * axes).sum(0)), 1, atol=1e-4)
-    coordinates = centred @ axes * np.sign((projection.axes * axes).sum(0))
-    low, high = np.percentile(coordinates, [1, 99], axis=0)
-    expected = np.clip((coordinates - low) / (high - low), 0, 1) * 255
-    assert np.abs(rgb - expected).max() <= 1.01
-    assert rgb.dtype == np.uint8 and rgb.min() == 0 and rgb.max() == 255
-
-
-def test_pca_projection_is_kept_and_reusable():
-    features = np.random.default_rng(1).normal(size=(300, 8))
-    rgb, projection = viewer.pca_colours(features)
-    again, same = viewer.pca_colours(features[50:60], projection)
-    assert same is projection
-    np.testing.assert_array_equal(again, rgb[50:60])
-    np.testing.assert_array_equal(viewer.pca_colours(features)[0], rgb)
-    with pytest.raises(ConfigError, match="have 5 dimensions, the projection 8"):
-        viewer.pca_colours(features[:, :5], projection)
-
-
-def test_pca_of_nothing_of_nan_of_one_point_and_of_one_dimension():
-    rgb, projection = viewer.pca_colours(np.zeros((0, 6)))
-    assert rgb.shape == (0, 3)
-    assert viewer.pca_colours(np.ones((2, 6)), projection)[0].tolist() == [[128] * 3] * 2
-    features = np.random.default_rng(2).normal(size=(50, 6))
-    clean = viewer.pca_colours(features)[0]
-    spoilt = np.vstack([features, np.full((1, 6), np.nan), np.full((1, 6), np.inf)])
-    rgb, _ = viewer.pca_colours(spoilt)
-    np.testing.assert_array_equal(rgb[:50], clean)
-    assert (rgb[50:] == viewer.UNKNOWN).all()
-    assert (viewer.pca_colours(np.full((3, 6), np.nan))[0] == viewer.UNKNOWN).all()
-    assert viewer.pca_colours(np.ones((1, 6)))[0].tolist() == [[128] * 3]
-    line = viewer.pca_colours(np.linspace(0, 1, 101)[:, None])[0]
-    assert line[0, 0] == 0 and line[-1, 0] == 255 and (line[:, 1:] == 128).all()
-    with pytest.raises(ConfigError, match=r"shape \(4,\); expected \[N, D\]"):
-        viewer.pca_colours(np.zeros(4))
-
-
 # scalars
 
 

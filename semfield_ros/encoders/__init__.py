@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import import_module
+from typing import cast
 
 from ..config import EncoderConfig, HeadsConfig
 from ..errors import ConfigError
@@ -13,7 +14,8 @@ __all__ = ["Calibration", "Encoder", "Target", "Window", "available", "create"]
 
 _FAMILIES = {
     "tiny": "tiny", "openclip": "openclip", "precomputed": "precomputed", "stub": "stub", "pyramid": "pyramid",
-    "dino": "dino",
+    "dino": "dino", "concept_fusion": "concept_fusion",
+    "extractor": "extractor",
 }  # fmt: skip
 
 
@@ -32,7 +34,8 @@ def teacher_config(spec: str, settings: EncoderConfig | None = None) -> tuple[st
     name, _, rest = spec.partition(":")
     model, _, weights = rest.partition(":")
     if name not in _FAMILIES:
-        raise ConfigError(f"teacher {spec!r} is not known; available: {', '.join(available())}, as NAME[:MODEL[:WEIGHTS]]")
+        names = ", ".join(available())
+        raise ConfigError(f"teacher {spec!r} is not known; available: {names}, as NAME[:MODEL[:WEIGHTS]]")
     usual = EncoderConfig()
     if name == "openclip" and not rest:
         model, weights = usual.model, usual.pretrained
@@ -49,7 +52,7 @@ def teacher(spec: str, lead: Encoder, settings: EncoderConfig, heads: HeadsConfi
     if name == "pyramid":
         from .pyramid import beside
 
-        return name, remembering(beside(lead, config, heads.pyramid), config)
+        return name, remembering(cast(Encoder, beside(lead, config, heads.pyramid)), config)
     return name, create(config)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -138,6 +138,19 @@ def targets_of(name: str, encoder: Encoder, frame: Frame) -> dict[str, Target]:
     level of a pyramid), else its target under its own name."""
     several = getattr(encoder, "encode_targets", None)
     return several(frame) if several is not None else {name: encoder.encode_frame(frame)}
+
+
+def in_steps(name: str, encoder: Encoder, frame: Frame) -> Iterator[dict[str, Target] | None]:
+    """`targets_of`, in steps after which something else may come first: None after each but the last.
+
+    Slow encoders have `encode_steps(frame)`, which yields None again and again and then their target.
+    """
+    steps = getattr(encoder, "encode_steps", None)
+    if steps is None:
+        yield targets_of(name, encoder, frame)
+        return
+    for target in steps(frame):
+        yield None if target is None else {name: target}
 
 
 @runtime_checkable

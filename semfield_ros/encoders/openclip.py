@@ -1,4 +1,7 @@
-"""`openclip`: dense language features from any open_clip vision transformer (see `dense_vit` for how)."""
+"""`openclip`: dense language features from any open_clip vision transformer or ResNet.
+
+How: `dense_vit` and `dense_resnet`.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,18 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transformer import VisionTransformer
 
 from ..config import EncoderConfig
 from ..errors import ConfigError
 from ..frame import Frame
-from . import dense_vit
+from . import dense_resnet, dense_vit
 from .base import Calibration, Target, Window
 
 TEXT_BATCH = 256
+CROP_BATCH = 64
 
 
 def create(config: EncoderConfig) -> OpenClipEncoder:
@@ -55,11 +60,9 @@ def resolve_device(device: str) -> torch.device:
 
 def _refuse_unsupported(model: str, vision: dict[str, Any]) -> None:
     """Raise for architectures whose patches have no value path into the text space, before anything is downloaded."""
-    advice = "use an open_clip vision transformer such as ViT-B-16, ViT-B-32, ViT-L-14 or ViT-H-14"
+    advice = "use an open_clip vision transformer such as ViT-B-16, ViT-L-14 or ViT-H-14, or a ResNet such as RN50"
     if vision.get("timm_model_name"):
         why = f"its image tower is timm's {vision['timm_model_name']}, which open_clip does not build itself"
-    elif isinstance(vision.get("layers"), (list, tuple)):
-        why = "its image tower is a ResNet, which has no patch tokens"
     elif vision.get("attentional_pool"):
         why = "it pools patches by learnt queries (CoCa), so single patches have no path into the text space"
     else:
@@ -136,9 +139,10 @@ def load_model(model: str, pretrained: str, device: torch.device) -> tuple[Any, 
             f"could not build {model} with weights {pretrained or 'random'!r}: {' '.join(lines[:2])}. "
             "Check that the file is complete and belongs to this architecture"
         ) from error
-    if not isinstance(loaded.visual, VisionTransformer):
+    if not isinstance(loaded.visual, (VisionTransformer, ModifiedResNet)):
         tower = type(loaded.visual).__name__
-        raise ConfigError(f"model {model!r} has a {tower} as image tower; expected open_clip's VisionTransformer")
+        known = "VisionTransformer or ModifiedResNet"
+        raise ConfigError(f"model {model!r} has a {tower} as image tower; expected a {known}")
     return loaded.eval().requires_grad_(False), tokenizer
 
 
@@ -175,8 +179,12 @@ class OpenClipEncoder:
         self.model, self._tokenize = load_model(model, pretrained, self.device)
         visual = self.model.visual
         self.dim = int(visual.output_dim)
-        self.patch: tuple[int, int] = tuple(visual.patch_size)
-        self.shorter_side_px = min(visual.image_size) if shorter_side_px is None else shorter_side_px
+        self.residual = isinstance(visual, ModifiedResNet)
+        self.patch: tuple[int, int] = (dense_resnet.STRIDE_PX,) * 2 if self.residual else tuple(visual.patch_size)
+        trained_px = visual.image_size if isinstance(visual.image_size, int) else min(visual.image_size)
+        self.shorter_side_px = trained_px if shorter_side_px is None else shorter_side_px
+        if self.residual and neighbourhood:
+            raise ConfigError(f"neighbourhood attention is for vision transformers; {model!r} is a ResNet")
         if self.shorter_side_px < max(self.patch):
             raise ConfigError(f"shorter_side_px is {shorter_side_px}; allowed: at least one patch, {max(self.patch)}")
         self.templates = tuple(templates)
@@ -208,7 +216,23 @@ class OpenClipEncoder:
     def encode_image(self, rgb: np.ndarray) -> np.ndarray:
         """Patch features [rows, columns, D] float32 of an image [H, W, 3] uint8; not normalised."""
         with torch.inference_mode():
-            return dense_vit.dense_features(self.model.visual, self.images(rgb), self.sigma)[0].float().cpu().numpy()
+            visual, images = self.model.visual, self.images(rgb)
+            if self.residual:
+                return dense_resnet.dense_features(visual, images)[0].float().cpu().numpy()
+            return dense_vit.dense_features(visual, images, self.sigma)[0].float().cpu().numpy()
+
+    def encode_crops(self, crops: np.ndarray, frame_width_px: int) -> np.ndarray:
+        """Unit features [N, D] float32 of crops [N, h, w, 3] uint8, stretched to the size the model was trained at."""
+        size = self.model.visual.image_size
+        parts = []
+        for start in range(0, len(crops), CROP_BATCH):
+            some = torch.tensor(crops[start : start + CROP_BATCH], device=self.device)
+            batch = some.permute(0, 3, 1, 2).float() / 255
+            batch = F.interpolate(batch, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+            with torch.inference_mode():
+                images = ((batch - self._mean) / self._std).to(self._dtype)
+                parts.append(self.model.encode_image(images, normalize=True).float().cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def encode_frame(self, frame: Frame) -> Target:
         """One measurement per patch."""

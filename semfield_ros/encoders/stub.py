@@ -86,6 +86,13 @@ class StubEncoder:
         edge_px = float(np.sqrt(width / grid[0] * height / grid[1]))
         return Target.dense(mean @ self._colours, Window.box(edge_px, edge_px / 5))
 
+    def encode_crops(self, crops: np.ndarray, frame_width_px: int) -> np.ndarray:
+        """Unit features [N, D] float32 of crops [N, h, w, 3] uint8: their mean colours."""
+        n, height, width = crops.shape[:3]
+        mean = self.memberships(crops.reshape(n * height, width, 3)).reshape(n, height * width, -1).mean(1)
+        features = (mean @ self._colours).astype(np.float32)
+        return features / np.linalg.norm(features, axis=1, keepdims=True)
+
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors [N, D] float32; every text is answered."""
         return np.stack([self._vector(text) for text in texts]) if len(texts) else np.zeros((0, self.dim), np.float32)

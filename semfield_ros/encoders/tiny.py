@@ -29,6 +29,9 @@ MODEL_NAME = "semfield-tiny"
 MODEL_FOLDER = Path(__file__).parent / "tiny_model"
 WIDTH_PX = 320
 """Frames are seen at this width: the scale at which the world was learnt."""
+CELL_PX = 8
+CROP_PIXELS = 1 << 17
+"""Pixels of crops that go through the network at once."""
 
 
 def new_model() -> Any:
@@ -135,19 +138,49 @@ class TinyEncoder:
         self.cache_key = f"tiny-{WIDTH_PX}-{digest.hexdigest()[:16]}"
         self._encode_word = lru_cache(maxsize=4096)(self._encode_one)
 
+    @property
+    def model(self) -> Any:
+        """The open_clip model."""
+        return self._model
+
+    def images(self, rgb: np.ndarray) -> torch.Tensor:
+        """The network's input [1, 3, H', 320] for an image [H, W, 3] uint8."""
+        height, width = rgb.shape[:2]
+        if width != WIDTH_PX:
+            size = (WIDTH_PX, max(8, round(height * WIDTH_PX / width)))
+            rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if width > WIDTH_PX else cv2.INTER_LINEAR)
+        return normalised_images(self._model, rgb[None]).to(self._device)
+
     def encode_frame(self, frame: Frame) -> Target:
         """Features on a grid of 8 px cells of the frame at 320 px width."""
         import torch
 
-        height, width = frame.rgb.shape[:2]
-        rgb = frame.rgb
-        if width != WIDTH_PX:
-            size = (WIDTH_PX, max(8, round(height * WIDTH_PX / width)))
-            rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if width > WIDTH_PX else cv2.INTER_LINEAR)
+        width = frame.rgb.shape[1]
         with torch.inference_mode():
-            images = normalised_images(self._model, rgb[None]).to(self._device)
-            features = dense_features(self._model, images)[0].float().cpu().numpy()
+            features = dense_features(self._model, self.images(frame.rgb))[0].float().cpu().numpy()
         return Target.dense(features, Window(self._window.kernel, self._window.pitch_px * width / WIDTH_PX))
+
+    def encode_crops(self, crops: np.ndarray, frame_width_px: int) -> np.ndarray:
+        """Unit features [N, D] float32 of crops [N, h, w, 3] uint8 of one size, seen as in a frame 320 px wide.
+
+        Enlarged they would be of a scale that training never met.
+        """
+        import torch
+
+        edges = (max(2 * CELL_PX, CELL_PX * round(n * WIDTH_PX / frame_width_px / CELL_PX)) for n in crops.shape[1:3])
+        height, width = edges
+        parts = []
+        batch = max(1, CROP_PIXELS // (height * width))
+        for start in range(0, len(crops), batch):
+            rgb = torch.tensor(crops[start : start + batch]).permute(0, 3, 1, 2).float()
+            if rgb.shape[2:] != (height, width):
+                rgb = torch.nn.functional.interpolate(
+                    rgb, size=(height, width), mode="bilinear", antialias=True, align_corners=False
+                )
+            with torch.inference_mode():
+                images = normalised_images(self._model, rgb.permute(0, 2, 3, 1)).to(self._device)
+                parts.append(self._model.encode_image(images, normalize=True).float().cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Unit text features [N, D] float32."""

@@ -36,10 +36,10 @@ LINEAR = tuple[torch.Tensor, torch.Tensor]
 def fuses_rays(field: Field) -> bool:
     """Whether `ray_losses` knows all that a field's geometry grid is read by: its distance and at most one colour."""
     heads = [field.head(name).config for name in field.heads]
-    heads = [head for head in heads if head.grid == "geometry"]
+    heads = [head for head in heads if head.grid == "geometry" and not head.detach_grid]
     return type(field) is Field and len(heads) <= 1 and all(
         head.direction and head.layers == 2 and head.activation == "sigmoid" and head.loss == "l2"
-        and not head.detach_grid and not head.late_linear
+        and not head.late_linear and not head.frequencies
         for head in heads
     )  # fmt: skip
 
@@ -47,7 +47,8 @@ def fuses_rays(field: Field) -> bool:
 def fuses_language(head: Head) -> bool:
     """Whether `language` knows a head: one hidden layer, unit length, no direction."""
     config = head.config
-    return config.layers == 1 and config.unit and not config.direction and not config.detach_grid
+    plain = not (config.direction or config.detach_grid or config.frequencies)
+    return config.layers == 1 and config.unit and plain
 
 
 def encode(field: Field, grid: str, points_world: torch.Tensor) -> torch.Tensor:

@@ -29,13 +29,16 @@ class HeadConfig:
 
     Attributes:
         grid: which hash grid it reads. direction: whether it sees the viewing direction (SH degree 2).
+        frequencies: of the position it sees beside the grid (6 inputs each; 0 = none).
         out_dim: length of the output. layers: hidden layers of the MLP.
-        activation: per sample, before compositing (late_linear heads have none).
+        activation: per sample, before compositing (late_linear heads have none); direction = tanh, then length 1.
         late_linear: apply the last linear layer after compositing. unit: samples' outputs have length 1 (late_linear
             heads only).
         loss: l2 | l1 to a target, or cosine_sqrt (sqrt(1 - cos), robust to wrong views). weight: of the loss.
         detach_grid: keep this head's gradients out of the grid it reads.
         shapes_geometry: where it is composited, its loss moves the weights and the geometry grid too.
+        knots_m: scales in metres, ascending, that the output depends on between (late_linear heads only): see
+            `scale_head`. () = it depends on no scale.
     """
 
     name: str
@@ -43,15 +46,24 @@ class HeadConfig:
     grid: Literal["geometry", "feature"] = "feature"
     direction: bool = False
     layers: int = 1
-    activation: Literal["none", "sigmoid", "softmax"] = "none"
+    activation: Literal["none", "sigmoid", "softmax", "direction"] = "none"
     late_linear: bool = False
     unit: bool = False
     loss: Literal["l1", "l2", "cosine_sqrt"] = "l2"
     weight: float = 1.0
     detach_grid: bool = False
     shapes_geometry: bool = False
+    frequencies: int = 0
+    knots_m: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "knots_m", tuple(self.knots_m))  # files give lists
+        if self.knots_m and (len(self.knots_m) < 2 or not self.late_linear or self.unit):
+            raise ConfigError(f"head {self.name!r}: scales are for late_linear heads without unit, two knots at least")
+        if any(not 0 < a < b for a, b in zip(self.knots_m, self.knots_m[1:])):
+            raise ConfigError(f"head {self.name!r}: knots_m are {self.knots_m}; allowed: > 0 and ascending")
+        if not 0 <= self.frequencies <= 16:
+            raise ConfigError(f"head {self.name!r}: frequencies {self.frequencies}; allowed: 0 to 16")
         if self.out_dim < 1 or self.layers < 0:
             raise ConfigError(f"head {self.name!r}: out_dim {self.out_dim}, layers {self.layers}; allowed: >= 1, >= 0")
         if self.late_linear and self.activation != "none":
@@ -79,6 +91,16 @@ def spherical_harmonics(directions: torch.Tensor) -> torch.Tensor:
     )
 
 
+def position_frequencies(positions: torch.Tensor, count: int) -> torch.Tensor:
+    """[sin 2^k pi x, cos 2^k pi x] for k < count, of grid positions [..., 3] in [0, 1]: [..., 6 count].
+
+    tiny-cuda-nn's Frequency encoding, so with pi, unlike NeRF's.
+    """
+    scales = torch.pi * 2.0 ** torch.arange(count, device=positions.device, dtype=positions.dtype)
+    angle = (positions[..., None, :] * scales[:, None]).flatten(-2)
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
 class Head(nn.Module):
     """The trainable part of a head."""
 
@@ -87,7 +109,7 @@ class Head(nn.Module):
     ):
         super().__init__()
         self.config = config
-        width = grid_width + (9 if config.direction else 0)
+        width = grid_width + (9 if config.direction else 0) + 6 * config.frequencies
         layers: list[nn.Module] = []
         for _ in range(config.layers):
             layers += [nn.Linear(width, hidden), nn.ReLU(inplace=True)]
@@ -95,8 +117,20 @@ class Head(nn.Module):
         self.trunk = Mlp(*layers, backend=backend, precision=precision)
         self.last = nn.Linear(width, config.out_dim)
 
-    def hidden(self, encoded: torch.Tensor, directions: torch.Tensor | None) -> torch.Tensor:
-        """What is composited: [N, hidden + 1] for late_linear heads, the activated output [N, out_dim] for others."""
+    @property
+    def width(self) -> int:
+        """Length of what `finish` gives."""
+        return self.config.out_dim
+
+    def hidden(
+        self, encoded: torch.Tensor, directions: torch.Tensor | None, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What is composited: [N, hidden + 1] for late_linear heads, the activated output [N, out_dim] for others.
+
+        Args:
+            encoded: [N, width] of the head's grid. directions: [N, 3], where it sees them. positions: [N, 3] in the
+                grid, where it sees their frequencies.
+        """
         if self.config.detach_grid:
             encoded = encoded.detach()
         if self.config.direction:
@@ -104,6 +138,10 @@ class Head(nn.Module):
                 raise ConfigError(f"head {self.config.name!r} needs viewing directions")
             unit = torch.nn.functional.normalize(directions, dim=-1)
             encoded = torch.cat([encoded, spherical_harmonics(unit)], -1)
+        if self.config.frequencies:
+            if positions is None:
+                raise ConfigError(f"head {self.config.name!r} needs positions")
+            encoded = torch.cat([encoded, position_frequencies(positions, self.config.frequencies)], -1)
         h: torch.Tensor = self.trunk(encoded)
         if self.config.late_linear:
             h = torch.cat([h, torch.ones_like(h[..., :1])], -1)
@@ -111,6 +149,8 @@ class Head(nn.Module):
         out: torch.Tensor = self.last(h)
         if self.config.activation == "sigmoid":
             return out.sigmoid()
+        if self.config.activation == "direction":
+            return nn.functional.normalize(out.tanh(), dim=-1)
         return out.softmax(-1) if self.config.activation == "softmax" else out
 
     def affine(self) -> torch.Tensor:

@@ -121,6 +121,6 @@ class Field(nn.Module):
         if not head.config.frequencies:
             return head.trunk.of_grid(self.grid(head.config.grid), positions)
         with torch.no_grad():
-            encoded = self.grid(head.config.grid)(positions)
-            out: torch.Tensor = head.trunk(torch.cat([encoded, position_frequencies(positions, head.config.frequencies)], -1))
+            seen = position_frequencies(positions, head.config.frequencies)
+            out: torch.Tensor = head.trunk(torch.cat([self.grid(head.config.grid)(positions), seen], -1))
         return out

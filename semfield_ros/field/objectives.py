@@ -17,7 +17,7 @@ from ..memory.replay import Replay
 from .heads import HeadConfig
 from .model import Field
 
-MODULES = ("semantics", "teachers", "instances", "scales", "normals", "pose_refinement", "points")
+MODULES = ("semantics", "teachers", "instances", "segments", "scales", "normals", "pose_refinement", "points")
 """Each has `heads(config) -> HeadConfigs` and `objectives(config, field) -> Objectives` of the heads a field has."""
 TEACHER_HEADS: dict[str, str] = {"pyramid": "scales"}
 """Teachers whose head is not the usual one: name -> module with `teacher_head(name, dim, config)`."""

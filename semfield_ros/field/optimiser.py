@@ -45,3 +45,14 @@ class GridAdam:
         self.mean.copy_(state["mean"])
         self.square.copy_(state["square"])
         self.steps = int(state["steps"])
+
+
+@torch.no_grad()
+def widen_moments(optimiser: torch.optim.Adam) -> None:
+    """Give parameters that have grown rows since the last step zero moments there; their other moments stay."""
+    for parameter, state in optimiser.state.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key in state and state[key].shape != parameter.shape:
+                wide = torch.zeros_like(parameter)
+                wide[: len(state[key])] = state[key]
+                state[key] = wide

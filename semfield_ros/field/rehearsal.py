@@ -24,7 +24,7 @@ def rehearse(config: FieldConfig, heads: tuple[HeadConfig, ...], device: str) ->
     field.traced(points, points, 0.1, 0.2, 1)
     for head in map(field.head, field.heads):
         directions = points if head.config.direction else None
-        total = total + head.hidden(field.encode(head.config.grid, points), directions).sum()
+        total = total + field.hidden(head.config.name, points, directions).sum()
         if directions is None:
             field.trunk_at(head.config.name, points)
     total.backward()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .composite import composite
+from .composite import composite, reduced
 from .model import Field
 from .volume import median_depth
 
@@ -95,13 +95,18 @@ def render(
     near_m: float = 0.1,
     far_m: float = 6.0,
     samples: int = 8,
+    top: int = 0,
     chunk: int = 65536,
 ) -> Rendering:
-    """Render rays [R, 3] + [R, 3] (directions with camera z = 1, so depths are z-depths). No gradients; chunked."""
+    """Render rays [R, 3] + [R, 3] (directions with camera z = 1, so depths are z-depths). No gradients; chunked.
+
+    Args:
+        samples: around the surface that is met. top: see `composite.reduced`.
+    """
     parts = [
-        _render_chunk(field, origins[i : i + chunk], directions[i : i + chunk], heads, near_m, far_m, samples)
+        _render_chunk(field, origins[i : i + chunk], directions[i : i + chunk], heads, near_m, far_m, samples, top)
         for i in range(0, len(origins), chunk)
-    ] or [_render_chunk(field, origins, directions, heads, near_m, far_m, samples)]
+    ] or [_render_chunk(field, origins, directions, heads, near_m, far_m, samples, top)]
     return Rendering(
         torch.cat([p.depth for p in parts]),
         torch.cat([p.accumulation for p in parts]),
@@ -113,23 +118,23 @@ def render(
 @torch.no_grad()
 def _render_chunk(
     field: Field, origins: torch.Tensor, directions: torch.Tensor, heads: tuple[str, ...],
-    near_m: float, far_m: float, samples: int,
+    near_m: float, far_m: float, samples: int, top: int,
 ) -> Rendering:  # fmt: skip
     hit = trace(field, origins, directions, near_m, far_m)
     rows = torch.nonzero(torch.isfinite(hit)).squeeze(1)
     n = len(origins)
     depth, accumulation, entropy = (torch.zeros(n, device=origins.device) for _ in range(3))
-    outputs = {name: torch.zeros(n, field.head(name).config.out_dim, device=origins.device) for name in heads}
+    outputs = {name: torch.zeros(n, field.head(name).width, device=origins.device) for name in heads}
     image = Rendering(depth, accumulation, entropy, outputs)
     if not len(rows):
-        _render_volume(field, origins, directions, heads, far_m, image)
+        _render_volume(field, origins, directions, heads, far_m, image, top)
         return image
     o, d = origins[rows], directions[rows]
     truncation = field.config.truncation_m
     spread = torch.linspace(-0.5, 0.5, samples, device=o.device) * truncation
     z = (hit[rows, None] + spread / d.norm(dim=-1, keepdim=True)).clamp_min(near_m)
-    points = (o[:, None] + d[:, None] * z[..., None]).view(-1, 3)
-    encoded = {"geometry": field.encode("geometry", points)}
+    points = o[:, None] + d[:, None] * z[..., None]
+    encoded = {"geometry": field.encode("geometry", points.view(-1, 3))}
     weights = neus_weights(field.distance(encoded["geometry"]).view(z.shape), sharpness=10.0 / truncation)
     total = weights.sum(1)
     share = weights / total.clamp_min(1e-6)[:, None]
@@ -137,19 +142,14 @@ def _render_chunk(
     depth[rows] = torch.where(total > 1e-3, (share * z).sum(1), hit[rows])
     entropy[rows] = -(share * (share + 1e-10).log()).sum(1)
     for name in heads:
-        head = field.head(name)
-        grid = head.config.grid
-        if grid not in encoded:
-            encoded[grid] = field.encode(grid, points)
-        per_sample = head.hidden(encoded[grid], d.repeat_interleave(samples, 0))
-        outputs[name][rows] = head.finish((per_sample.view(len(rows), samples, -1) * share[..., None]).sum(1))
-    _render_volume(field, origins, directions, heads, far_m, image)
+        outputs[name][rows] = reduced(field, name, points, d, share, encoded, top)
+    _render_volume(field, origins, directions, heads, far_m, image, top)
     return image
 
 
 def _render_volume(
     field: Field, origins: torch.Tensor, directions: torch.Tensor, heads: tuple[str, ...], far_m: float,
-    image: Rendering,
+    image: Rendering, top: int,
 ) -> None:  # fmt: skip
     """Fill the rows of an image in which no surface was met, or nothing solid, with what colour alone has taught.
 
@@ -162,7 +162,7 @@ def _render_volume(
         return
     norms = directions[rows].norm(dim=-1, keepdim=True)
     o, d = origins[rows], directions[rows] / norms
-    out = composite(field, o, d, field.proposals.sample(o, d), heads)
+    out = composite(field, o, d, field.proposals.sample(o, d), heads, top)
     total = out.weights.sum(1)
     z = median_depth(out.weights, out.middle_m) / norms.squeeze(1)
     image.depth[rows] = torch.where((total > 0.5) & (z < far_m), z, 0)

@@ -29,6 +29,8 @@ except (ImportError, RuntimeError):  # an accelerator, not a need; RuntimeError:
 
 NEAR_M = 0.05
 """Rays start here: nothing nearer to a camera is mapped."""
+LAST_RATE = 0.01
+"""Share of the learning rate that is left after `train.decay_steps`: nerfacto's 1e-4 of 1e-2."""
 SMOOTH_FROM_STEP = 300
 """The smoothness prior has its full weight from here on."""
 PIXEL_SMOOTHNESS = 0.2
@@ -99,6 +101,14 @@ class Trainer:
         if fresh:
             self.dense.add_param_group({"params": fresh})
 
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        config = self.config
+        if not config.decay_steps:
+            return config.learning_rate
+        return config.learning_rate * LAST_RATE ** min(1.0, self.steps / config.decay_steps)
+
     def _dense_parameters(self) -> dict[str, torch.Tensor]:
         """What `dense` moves, by a name that a checkpoint can tell it by."""
         named: dict[str, torch.Tensor] = {name: p for name, p in self.field.named_parameters() if not name.startswith("proposals.")}
@@ -128,7 +138,9 @@ class Trainer:
             total = torch.stack(list(losses.values())).sum()
             self.dense.zero_grad(set_to_none=True)
             total.backward()
-            rate = config.learning_rate
+            rate = self.rate
+            for group in self.dense.param_groups:
+                group["lr"] = rate
             widen_moments(self.dense)
             self.dense.step()
             for optimiser in self.grids.values():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..cloud import SurfaceCloud
+from ..memory.mask_store import MaskView
 from .model import Field
 from .snapshot import Block, Snapshot
 
@@ -156,6 +157,12 @@ class WorldSnapshot(Snapshot):
             if snapshot is not None:
                 return snapshot.field
         return None
+
+    @property
+    def masks(self) -> tuple[MaskView, ...]:
+        """Views with masks of all blocks, each once, oldest first."""
+        found = {(v.camera_name, v.stamp_s): v for block in self.blocks() for v in block.snapshot.masks}
+        return tuple(sorted(found.values(), key=lambda view: view.stamp_s))
 
     def split(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Rows [R] of the whole (-1 = none) by part: number of the part, and which of them are its."""

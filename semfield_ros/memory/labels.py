@@ -29,7 +29,7 @@ class LabelStore:
         pixel: v * width + u. depth: z-depth [m]. semantic, instance, segment: as in `Frame`, 0 = none.
         confidence: of the segment, 0 to 255.
         named: [slots] how many of them have a label; they come first.
-        slots: those with labels, oldest first.
+        slots: those with labels, oldest first. classed: whether any label was a class, not only an instance or segment.
     """
 
     pixel: torch.Tensor
@@ -45,7 +45,7 @@ class LabelStore:
         self.slots: list[int] = []
         self.count = torch.zeros(slots, dtype=torch.int64, device=device)
         self.named = torch.zeros(slots, dtype=torch.int64, device=device)
-        self._allocated = False
+        self._allocated = self.classed = False
 
     @property
     def bytes(self) -> int:
@@ -97,6 +97,29 @@ class LabelStore:
             getattr(self, name)[slot, :n] = row.to(self.device)
         self.count[slot] = n
         self.slots.append(slot)
+        self.classed |= bool((entry.get("semantic", np.zeros(1)) > 0).any())
+
+    def add(self, slot: int, pixel: int, depth_m: float, semantic: int) -> None:
+        """One more labelled pixel of a slot, or another class for one that has one. Where there is no room it takes the
+        place of an unlabelled pixel, else of the one labelled last."""
+        self._allocate()
+        self.classed = True
+        if slot not in self.slots:
+            self.slots.append(slot)
+        count, named = int(self.count[slot]), int(self.named[slot])
+        same = torch.nonzero(self.pixel[slot, :named] == pixel)
+        if len(same):
+            self.semantic[slot, int(same[0])] = semantic
+            return
+        at = min(named, self.entries - 1)
+        if named < count < self.entries:  # labelled ones come first
+            for name in _FIELDS:
+                getattr(self, name)[slot, count] = getattr(self, name)[slot, named]
+        entry = {"pixel": pixel, "depth": depth_m, "semantic": semantic, "instance": 0, "segment": 0, "confidence": 255}
+        for name, value in entry.items():
+            getattr(self, name)[slot, at] = value
+        self.named[slot] = at + 1
+        self.count[slot] = min(self.entries, max(count + 1, at + 1))
 
     def pixels(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
         """Pixels [M] of a slot that have a class, and the classes [M]."""
@@ -122,3 +145,4 @@ class LabelStore:
         for name in (*_FIELDS, "count", "named"):
             getattr(self, name)[rows] = state[name].to(self.device)
         self.slots = [slot for slot in slots if int(self.count[slot])]
+        self.classed = bool((self.semantic[rows] > 0).any())

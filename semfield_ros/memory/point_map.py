@@ -35,7 +35,6 @@ _FADED_MASS = 1.0
 _MAX_FEATURE_MASS = 40.0
 _SETTLED = 4
 """Looks that make a voxel more than a stray measurement."""
-_BORDER_PX = 2
 _FACE = 12
 """Voxels side by side that make a change one of an object."""
 _BODY_M = 0.15
@@ -144,6 +143,21 @@ class PointMap:
         measured, rows = self.lattice(frame, max(1, int(np.sqrt(frame.depth_m.size / sample))))
         return float(np.mean(rows[measured] < 0)) if measured.any() else 0.0
 
+    def unlabelled_fraction(self, frame: Frame) -> float:
+        """Share of a frame's labelled pixels that fall on voxels which no label has fallen on yet; 0 without any."""
+        if not self.classes or frame.semantic is None:
+            return 0.0
+        labelled = (frame.semantic > 0) & (frame.semantic <= self.classes)
+        points, _ = back_project(
+            frame.camera, frame.T_world_camera, np.where(labelled, frame.depth_m, 0).astype(np.float32)
+        )
+        if self.cube is not None:
+            points = points[self.cube.owns(points, self.config.voxel_size_m)]
+        points = points[:: max(1, len(points) // 2000)]
+        rows = self.rows_of(voxel_keys(points, self.config.voxel_size_m))
+        known = (rows >= 0) & self.votes[rows].any(1)
+        return float(1 - known.mean()) if len(rows) else 0.0
+
     def lattice(self, frame: Frame, stride: int) -> tuple[np.ndarray, np.ndarray]:
         """Of every `stride`-th pixel of every `stride`-th row: whether it has depth (in the map's own space), and the
         row of the voxel that its point lies in or beside, -1 where there is none: [h, w] bool, [h, w] int64."""
@@ -217,6 +231,11 @@ class PointMap:
         self._watch.fused(frame)
         return Fusion(int(fresh.sum()), len(seen), removed, unseen, carved, recoloured)
 
+    def vote(self, points: np.ndarray, label: np.ndarray) -> None:
+        """Count labels [P] for the voxels that points [P, 3] lie in; where there is none, for nothing."""
+        rows = self.rows_of(voxel_keys(points, self.config.voxel_size_m))
+        self._vote(rows[rows >= 0], label[rows >= 0])
+
     def _vote(self, rows: np.ndarray, label: np.ndarray) -> None:
         """Count the labels [P] of pixels for the voxels in `rows` [P]; 0 is none, and so is what no class is."""
         use = (label > 0) & (label <= self.classes)
@@ -231,7 +250,7 @@ class PointMap:
         mask, pixel = visible(
             frame.camera, frame.T_world_camera, frame.depth_m, self.points[rows],
             tolerance_m=config.visibility_tolerance_m, tolerance_relative=config.visibility_tolerance_relative,
-            border_px=_BORDER_PX,
+            border_px=config.visibility_border_px,
         )  # fmt: skip
         rows, pixel = rows[mask], pixel[mask]
         wide = target.window.kernel.shape[0] * target.window.pitch_px + frame.camera.width / target.index.shape[1]

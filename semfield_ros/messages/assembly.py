@@ -40,6 +40,7 @@ class AssemblyConfig:
         approx_sync, sync_slop_s, sync_queue_size: how colour and depth are brought together.
         width: frames are reduced to it after validation; 0 = as they come.
         labels, masks: whether to wait for label images and instance masks, and labels_timeout_s: for how long.
+        masks_named: leave out masks that no LabelInfo names.
         pose_source: tf, or poses handed to `odometry` or `pose`; pose_frame: what PoseStamped, or Odometry without a
             child_frame_id, is the pose of ('' = the camera's optical frame).
         pose_timeout_s: how long a frame waits for pose and CameraInfo. max_gap_s: see PoseBuffer.
@@ -54,6 +55,7 @@ class AssemblyConfig:
     width: int = 0
     labels: bool = False
     masks: bool = False
+    masks_named: bool = True
     labels_timeout_s: float = 0.5
     pose_source: Literal["tf", "odometry", "pose"] = "tf"
     pose_frame: str = ""
@@ -95,6 +97,9 @@ class FrameAssembler:
         companions = ["labels"] * config.labels + ["masks"] * config.masks
         queue_size = config.sync_queue_size
         self._cameras = {name: CameraInputs(name, companions, slop_s, queue_size) for name in config.cameras}
+        if not config.masks_named:
+            for camera in self._cameras.values():
+                camera.companions["masks"].names = {}
         self._slop_ns = round(slop_s * 1e9)
         self._poses = PoseBuffer(max_gap_s=config.max_gap_s)
         self._pose_parent, self._pose_child = config.global_frame, config.pose_frame
@@ -142,7 +147,7 @@ class FrameAssembler:
         self._cameras[camera].companions["labels"].names = label_names(message)
 
     def masks_info(self, camera: str, message: Any) -> None:
-        """Take the LabelInfo that names mask ids; masks nobody named are left out."""
+        """Take the LabelInfo that names mask ids; with `masks_named` those that nobody named are left out."""
         self._cameras[camera].companions["masks"].names = label_names(message)
 
     def odometry(self, message: Any) -> None:
@@ -319,7 +324,7 @@ class FrameAssembler:
             return None
         present = set(np.unique(ids).tolist()) - {0}
         named = {i: names[i] for i in sorted(present & set(names))}
-        return Segments(np.where(np.isin(ids, list(named)), ids, 0), named)
+        return Segments(np.where(np.isin(ids, list(named)), ids, 0) if self.config.masks_named else ids, named)
 
     def _reject(self, reason: Reason, message: str) -> None:
         self.gate.count(FrameRejected(reason, message))

@@ -167,6 +167,11 @@ def encode_labels(labels: np.ndarray, header: Any) -> Any:
     return _image(header, "32SC1", labels.astype(np.int32))
 
 
+def encode_classes(classes: np.ndarray, header: Any) -> Any:
+    """A 16UC1 Image of classes [H, W], 0 = none."""
+    return _image(header, "16UC1", classes.astype(np.uint16))
+
+
 def _millimetres(depth_m: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         mm = np.rint(depth_m.astype(np.float64) * 1000)

@@ -35,7 +35,7 @@ def frame_messages(
         compressed: JPEG on rgb/image/compressed and PNG on depth/image/compressedDepth instead of raw images.
         pose: where it goes: `/tf` (global_frame -> optical_frame), `odom` or `pose`, of the optical frame.
         labels: also `labels/image` of the frame's semantic ids (with `labels/info` of `class_names`), and
-            `masks/image` with `masks/info` of its segments, as far as it has them.
+            `masks/image` with `masks/info` of its segments, or without names of its instances, as far as it has them.
         stamp_ns: another stamp than the frame's own.
     """
     prefix = f"{namespace.strip('/')}/" if namespace.strip("/") else ""
@@ -70,6 +70,8 @@ def _label_images(frame: Frame, class_names: Mapping[int, str]) -> list[tuple[st
         images.append(("labels", frame.semantic, class_names))
     if frame.segments is not None:
         images.append(("masks", frame.segments.ids, frame.segments.names))
+    elif frame.instance is not None:
+        images.append(("masks", frame.instance, {}))
     return images
 
 

@@ -21,8 +21,10 @@ from ..objects import Grasp, Object
 from ..objects.boxes import unit
 from ..objects.objects import SUPPORT_SPACING_M, supports_of
 from ..objects.support import support_patch
+from ..query.scales import ScaleScores
 from ..viewer import gripper_lines, overlay
 from .palette import class_colour
+from .things import UNKNOWN, About
 
 SOURCES = {"mixed": 1, "field": 2, "points": 3}
 APPROACHES = {"top": 0, "oblique": 1, "side": 2}
@@ -54,12 +56,14 @@ def answer_message(
     with_object_clouds: bool = False,
     config: SemfieldConfig | None = None,
     keyframes: Sequence[Keyframe] = (),
+    known: Sequence[About] = (),
 ) -> Any:
     """semfield_ros/msg/Answer.
 
     Args:
         scores: [N, Q], what was asked for: `answer.scores.relevancy` or `.cosine`.
         config, keyframes: with_object_clouds needs them for what is around objects and where they were seen from.
+        known: what heads say about each of `ranked(answer)`, where any do.
     """
     header = map_header(answer.stamp_s, answer.global_frame)
     things = ranked(answer)
@@ -77,7 +81,7 @@ def answer_message(
                 "surroundings": to_cloud(around[place], header),
                 "view_points": [_point(at) for at in views],
             }
-        messages.append(_object(thing, place, **extra))
+        messages.append(_object(thing, place, known[place] if known else UNKNOWN, **extra))
     seen = answer.scores.seen
     peaks = [p.peak if np.isfinite(p.peak) else np.nan for p in answer.prompts]
     return types().new(
@@ -92,7 +96,17 @@ def answer_message(
         seen_fraction=float(seen.mean()) if len(seen) else 0.0,
         objects=messages,
         **({"cloud": scored_cloud(answer, scores, header)} if with_cloud else {}),
+        **_scales(answer.scales),
     )
+
+
+def _scales(found: ScaleScores | None) -> dict[str, Any]:
+    """The fields of an Answer that say at which scales prompts were looked for."""
+    if found is None:
+        return {}
+    peaks = np.where(np.isfinite(found.peaks), found.peaks, np.nan)
+    rows: dict[str, np.ndarray] = {"scales": found.scale_m, "searched_scales": found.scales_m, "scale_peaks": peaks}
+    return {name: np.asarray(values, np.float32).reshape(-1) for name, values in rows.items()}
 
 
 def scored_cloud(answer: Answer, scores: np.ndarray, header: Any) -> Any:
@@ -148,7 +162,7 @@ def view_points(thing: Object, keyframes: Sequence[Keyframe], far_m: float) -> n
     return np.asarray(centres[inside & (facing > 0.25)])
 
 
-def _object(thing: Object, place: int, **extra: Any) -> Any:
+def _object(thing: Object, place: int, known: About, **extra: Any) -> Any:
     return types().new(
         "semfield_ros/msg/SemanticObject",
         id=place,
@@ -161,6 +175,10 @@ def _object(thing: Object, place: int, **extra: Any) -> Any:
         observations=int(thing.observations),
         last_seen=time_of(thing.last_seen_s if np.isfinite(thing.last_seen_s) else 0),
         grasps=[_grasp(grasp) for grasp in thing.grasps],
+        instance=known.instance,
+        class_id=known.class_id,
+        class_name=known.class_name,
+        entropy=known.entropy,
         **extra,
     )
 
@@ -206,8 +224,10 @@ def relevancy_cloud(answer: Answer, scores: np.ndarray, rows: slice | np.ndarray
     return to_cloud(cloud.points, map_header(answer.stamp_s, answer.global_frame), rgb=rgb, fields=fields)
 
 
-def detections(answer: Answer) -> Any:
-    """vision_msgs/Detection3DArray, best first: class_id = the prompt, id = the place in the answer."""
+def detections(answer: Answer, known: Sequence[About] = ()) -> Any:
+    """vision_msgs/Detection3DArray, best first: class_id = the prompt; id = the instance, the same as long as the map
+    knows it, or, where the map tells no instances apart, the place in the answer."""
+    told_apart = any(one.instance for one in known)
     header = map_header(answer.stamp_s, answer.global_frame)
     found = []
     for place, thing in enumerate(ranked(answer)):
@@ -220,8 +240,9 @@ def detections(answer: Answer) -> Any:
             pose=types().new("geometry_msgs/msg/PoseWithCovariance", pose=pose),
         )
         box = types().new("vision_msgs/msg/BoundingBox3D", center=pose, size=_vector(2 * thing.box.half_extents))
+        number = str(place) if not told_apart else str(known[place].instance or "")
         found.append(
-            types().new("vision_msgs/msg/Detection3D", header=header, results=[hypothesis], bbox=box, id=str(place))
+            types().new("vision_msgs/msg/Detection3D", header=header, results=[hypothesis], bbox=box, id=number)
         )
     return types().new("vision_msgs/msg/Detection3DArray", header=header, detections=found)
 
@@ -302,13 +323,15 @@ def status_message(
     samples_per_s: float = 0.0,
     memory_bytes: int = 0,
     gpu_memory_bytes: int = 0,
+    learnt: Mapping[str, int] | None = None,
 ) -> Any:
     """semfield_ros/msg/Status. frames_in = used + skipped + dropped + rejected + waiting, up to a frame being mapped:
     nothing is lost silently.
 
     Args:
-        rejected: counts by reason of what never reached the engine.
+        rejected: counts by reason of what never reached the engine. learnt: steps of training by head.
     """
+    learnt = learnt or {}
     mapping, dropped = status.mapping, dict(status.dropped)
     features_dropped = dropped.pop("encoder_behind", 0)
     rejections = {reason: dropped.pop(reason) for reason in REJECTED_BY_ENGINE if reason in dropped}
@@ -336,4 +359,6 @@ def status_message(
         memory_bytes=memory_bytes,
         gpu_memory_bytes=gpu_memory_bytes,
         last_error=last_error,
+        heads=sorted(learnt),
+        head_steps=np.array([learnt[name] for name in sorted(learnt)], np.uint64),
     )

@@ -165,6 +165,7 @@ def publish(
     width: int | None = None,
     compressed: bool = False,
     depth_encoding: Literal["32FC1", "16UC1"] = "32FC1",
+    labels: bool = False,
 ) -> int:
     """Be a robot's camera: publish a recording or the simulator as ROS 2 topics (images, camera_info, /tf).
 
@@ -176,6 +177,7 @@ def publish(
         width: of the images.
         compressed: JPEG and compressedDepth PNG instead of raw images.
         depth_encoding: metres as float, or millimetres.
+        labels: publish label images and masks too, where the source has them.
     """
     from ..sources import open_source
     from .publisher import publish as run
@@ -186,7 +188,7 @@ def publish(
         with until_interrupted() as stop:
             frames = run(
                 bus, stream, namespace=camera, rate=rate, loops=loops, compressed=compressed,
-                depth_encoding=depth_encoding, stopped=stop.is_set,
+                depth_encoding=depth_encoding, labels=labels, stopped=stop.is_set,
             )  # fmt: skip
     finally:
         bus.close()

@@ -26,13 +26,16 @@ class CameraConfig:
     """compressed_depth = PNG of compressed_depth_image_transport on DEPTH_TOPIC/compressedDepth."""
     info_topic: str = "rgb/camera_info"
     labels_topic: str = ""
-    """Label images (mono8, mono16, 16UC1, 32SC1; 0 = none) from another node, such as labels/image; '' = none."""
+    """Label images (mono8, mono16, 16UC1, 32SC1; 0 = none) from another node, such as labels/image; '' = none. Classes
+    1 to heads.semantic_classes of them are learnt."""
     label_info_topic: str = "labels/info"
     """vision_msgs/LabelInfo that names the labels."""
     masks_topic: str = ""
     """Instance masks (ids that disagree between images) from another node, such as masks/image; '' = none."""
     masks_info_topic: str = "masks/info"
     """vision_msgs/LabelInfo that names the masks."""
+    masks_named: bool = True
+    """Leave out masks that it does not name; false = keep all, as heads.instances can use them without names."""
     reliable: bool = False
     """Ask for reliable delivery. A reliable subscriber hears nothing from a best-effort publisher."""
     approx_sync: bool = True
@@ -87,6 +90,12 @@ class OutputConfig:
 
     vocabulary: Annotated[tuple[str, ...], Live()] = ()
     """Classes of the labelled cloud and of query_points; synonyms separated by ';'. Empty = no labels."""
+    labels: Annotated[Literal["auto", "vocabulary", "classes"], Live()] = "auto"
+    """What labelled_cloud shows: the vocabulary, the classes learnt from label images (heads.semantic_classes), or,
+    auto, the vocabulary where one is set, else the classes."""
+    instances: Annotated[bool, Live()] = True
+    """Number its things by what the field has learnt of instances (heads.instances), the same from cloud to cloud;
+    false, or where it learns none = connected pieces of a class, numbered anew in each cloud."""
     prompts: Annotated[tuple[str, ...], Live()] = ()
     """What relevancy_cloud, objects, markers and grasps show; a query through the service takes its place."""
     map_cloud_hz: Rate = 0.5
@@ -104,6 +113,7 @@ class OutputConfig:
     def __post_init__(self) -> None:
         for name in ("map_cloud_hz", "labelled_cloud_hz", "relevancy_hz", "rendered_hz", "status_hz", "diagnostics_hz"):
             require(0 <= getattr(self, name) <= 100, name, getattr(self, name), "0 to 100")
+        require(self.labels in ("auto", "vocabulary", "classes"), "labels", self.labels, "auto, vocabulary, classes")
         require(8 <= self.rendered_width <= 4096, "rendered_width", self.rendered_width, "8 to 4096")
         require(self.max_cloud_points >= 1, "max_cloud_points", self.max_cloud_points, ">= 1")
 
@@ -155,7 +165,8 @@ class NodeConfig(SemfieldConfig):
         return AssemblyConfig(
             cameras=camera.namespaces, global_frame=self.global_frame, approx_sync=camera.approx_sync,
             sync_slop_s=camera.sync_slop_s, sync_queue_size=camera.sync_queue_size, width=camera.width,
-            labels=bool(camera.labels_topic), masks=bool(camera.masks_topic), labels_timeout_s=camera.labels_timeout_s,
+            labels=bool(camera.labels_topic), masks=bool(camera.masks_topic), masks_named=camera.masks_named,
+            labels_timeout_s=camera.labels_timeout_s,
             pose_source=pose.source, pose_frame=pose.pose_frame, pose_timeout_s=pose.timeout_s,
             max_gap_s=pose.max_gap_s, pending_frames=pose.pending_frames,
         )  # fmt: skip

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..config import HeadsConfig
 from ..engine import Engine, EngineStatus
 from ..errors import EngineError
 from ..messages.arrivals import AssemblyHealth
@@ -17,7 +18,7 @@ from ..messages.poses import time_of
 from ..progress import memory_mb
 from ..wire.bus import Bus, Closeable, Graph
 from ..wire.graph import mismatches
-from .config import NodeConfig
+from .config import CameraConfig, NodeConfig
 from .inputs import Inputs
 from .world import World
 
@@ -118,6 +119,7 @@ def engine_finding(status: EngineStatus, samples_per_s: float, error: str, memor
         "frames used": status.used, "frames skipped": status.skipped, "frames waiting": status.frames_waiting,
         "encoder waiting": status.encoder_waiting,
         **{f"dropped: {reason}": count for reason, count in status.dropped.items()},
+        **{f"steps: {name}": steps for name, steps in sorted(mapping.learnt.items())},
         **{f"loss: {name}": round(loss, 4) for name, loss in (mapping.losses or {}).items()}, **memory,
     }  # fmt: skip
     if error:
@@ -131,6 +133,30 @@ def engine_finding(status: EngineStatus, samples_per_s: float, error: str, memor
         lost = f"{mapping.unreadable} blocks of the map are lost until they are seen again; look at the disk"
         return Finding("engine", WARN, lost, values)
     return Finding("engine", OK, f"{mapping.voxels} voxels, {mapping.steps} steps", values)
+
+
+def labels_finding(heads: HeadsConfig, camera: CameraConfig, names: Collection[int]) -> Finding | None:
+    """Whether what other nodes say of images is learnt; None where nothing of the kind is configured.
+
+    Args:
+        names: classes that a LabelInfo of the label images has named.
+    """
+    classes, complaints = heads.semantic_classes, []
+    if not (classes or camera.labels_topic or heads.instances != "off"):
+        return None
+    if camera.labels_topic and not classes:
+        complaints.append("label images are listened to and no head learns them; set heads.semantic_classes")
+    if heads.instances != "off" and not (camera.masks_topic or camera.labels_topic):
+        complaints.append(f"heads.instances is {heads.instances} and nothing brings masks; set camera.masks_topic")
+    beyond = sorted(number for number in names if number > classes)
+    if classes and beyond:
+        shown = ", ".join(map(str, beyond[:5]))
+        complaints.append(
+            f"{len(beyond)} classes of {camera.label_info_topic} ({shown}) are beyond heads.semantic_classes, which is "
+            f"{classes}: their pixels train nothing"
+        )
+    values = {"classes": classes, "classes named": len(names), "instances": heads.instances}
+    return Finding("labels", WARN if complaints else OK, "; ".join(complaints) or f"{classes} classes", values)
 
 
 class Diagnostics:
@@ -185,7 +211,8 @@ class Diagnostics:
             error = str(failure)
         found.append(engine_finding(status, self._samples_per_s(status), error, self._memory()))
         found.append(self._callbacks())
-        return found
+        labels = labels_finding(config.heads, config.camera, self.world.class_names)
+        return found if labels is None else [*found, labels]
 
     def _reasons(self, health: AssemblyHealth, after_s: float) -> dict[str, str]:
         """Why topics are silent; the graph is only asked when one is."""

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from ..engine import Engine
 from ..errors import QueryError
 from ..export import field_mesh, write_mesh, write_ply
 from ..field.snapshot import Snapshot
+from ..openlex3d import write_openlex3d
+from ..semantic_mesh import semantic_mesh
 from .labelling import label_map
-from .palette import colour_labels
+from .palette import class_colour, colour_labels
+
+
+def writers(
+    snapshot: Snapshot, engine: Engine, vocabulary: Sequence[str], resolution_m: float, *, overwrite: bool
+) -> list[tuple[str, Callable[[Path], int]]]:
+    """What there is to write, in the order of the kinds of Export.srv: suffix ('' = a folder), and what writes it to a
+    path and says how many points or vertices there are."""
+    return [
+        (".ply", lambda path: write_cloud(path, snapshot, engine, overwrite=overwrite)),
+        (".ply", lambda path: write_labelled_cloud(path, snapshot, engine, vocabulary, overwrite=overwrite)),
+        (".ply", lambda path: write_field_mesh(path, snapshot, engine, resolution_m, overwrite=overwrite)),
+        (".ply", lambda path: write_semantic_mesh(path, snapshot, engine, resolution_m, overwrite=overwrite)),
+        ("", lambda path: write_openlex3d(path, snapshot, overwrite=overwrite)[0]),
+    ]
 
 
 def write_cloud(path: Path, snapshot: Snapshot, engine: Engine, *, overwrite: bool) -> int:
@@ -57,6 +75,28 @@ def write_field_mesh(path: Path, snapshot: Snapshot, engine: Engine, resolution_
     vertices, faces, rgb = field_mesh(snapshot, resolution_m)
     write_mesh(path, vertices, faces, rgb, comments=_comments(engine), overwrite=overwrite)
     return len(vertices)
+
+
+def write_semantic_mesh(
+    path: Path, snapshot: Snapshot, engine: Engine, resolution_m: float, *, overwrite: bool
+) -> int:  # fmt: skip
+    """The field's surface as a mesh coloured by class, PLY, whose comments name the colours; returns the number of
+    vertices.
+
+    Raises:
+        QueryError: there is no surface yet, or the map learns no labels. ConfigError: the path is taken.
+    """
+    mesh = semantic_mesh(snapshot, resolution_m)
+    names = engine.config.heads.class_names
+    there = [int(k) for k in np.unique(mesh.label)]
+    said = [
+        f"{names[k - 1] if 0 < k <= len(names) else f'class {k}' if k else 'unknown'} is "
+        + " ".join(map(str, class_colour(k - 1)))
+        for k in there
+    ]
+    rgb = colour_labels(mesh.label - 1)
+    write_mesh(path, mesh.vertices, mesh.faces, rgb, comments=_comments(engine, *said), overwrite=overwrite)
+    return len(mesh.vertices)
 
 
 def _comments(engine: Engine, *more: str) -> list[str]:

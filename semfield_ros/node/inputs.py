@@ -132,7 +132,7 @@ class Inputs:
                 self.engine.reset()
             except EngineError as error:  # diagnostics tell it; this image is no worse than others
                 self.world.last_error = str(error)
-            self.world.forget_frames()
+            self.world.forget_map()
 
     def _poll(self) -> None:
         now_s = self.bus.now_s()
@@ -143,6 +143,9 @@ class Inputs:
             self._last_now_s = now_s
             for frame in self.assembler.poll(time.monotonic()):
                 self._use(frame)
+            names = {number: name for known in self.assembler.label_names.values() for number, name in known.items()}
+            if names != self.world.class_names:
+                self.world.class_names = names
             self._tell()
 
     def _use(self, frame: Frame) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-from ..cloud import SurfaceCloud
+from ..cloud import SurfaceCloud, sureness
 from ..config import ObjectConfig
 from ..engine import Engine
 from ..field.snapshot import Snapshot
@@ -18,6 +18,9 @@ from ..objects.objects import supports_of
 from ..objects.regions import grow_regions
 from ..query.labels import label_points
 from ..query.prompt import EncodedPrompts
+from ..query.semantics import semantics_at
+from .instances import InstanceBook
+from .things import classes_at
 
 MAX_THING_POINTS = 10_000
 """A class of more points (a floor, all chairs of a hall) is parted where there are gaps only, which costs little."""
@@ -30,13 +33,15 @@ class LabelledMap:
 
     Attributes:
         label: [N] int32, the class, -1 = none. instance: [N] int32, 0 = none, numbered from 1 over all classes.
-        confidence: [N] float32 in [0, 1].
+        confidence: [N] float32 in [0, 1]. entropy: [N] float32, of the probabilities of the classes learnt from label
+            images [nats], NaN where nothing is known; None where the map learns none.
     """
 
     cloud: SurfaceCloud
     label: np.ndarray
     instance: np.ndarray
     confidence: np.ndarray
+    entropy: np.ndarray | None = None
 
 
 def label_floor(engine: Engine, score: str) -> float | None:
@@ -45,16 +50,44 @@ def label_floor(engine: Engine, score: str) -> float | None:
     return engine.encoder.calibration.low if low is None and score == "relevancy" else low
 
 
-def label_map(snapshot: Snapshot, classes: EncodedPrompts, engine: Engine) -> LabelledMap:
-    """Label the whole point map. O(N Q) for labels, O(N log N) for instances."""
+def label_map(
+    snapshot: Snapshot, classes: EncodedPrompts, engine: Engine, book: InstanceBook | None = None
+) -> LabelledMap:
+    """Label the whole point map with prompts. O(N Q) for labels, O(N log N) for instances.
+
+    Args:
+        book: who is who, where the field has learnt instances; None = connected pieces of a class.
+    """
     config = engine.config
     labels = label_points(
         snapshot, classes, source=config.query.source, temperature=config.query.temperature,
         score=config.query.score, least=label_floor(engine, config.query.score),
     )  # fmt: skip
-    near = replace(config.objects, radius_m=max(config.objects.radius_m, 2 * snapshot.voxel_size_m))
-    instance = instances(snapshot.cloud, labels.label, near)
-    return LabelledMap(snapshot.cloud, labels.label, instance, labels.confidence)
+    learnt = classes_at(snapshot, None) if config.heads.semantic_classes else None
+    entropy = None if learnt is None else np.where(learnt.seen, learnt.entropy, np.float32(np.nan))
+    instance = _numbered(snapshot, labels.label, engine, book)
+    return LabelledMap(snapshot.cloud, labels.label, instance, labels.confidence, entropy)
+
+
+def class_map(snapshot: Snapshot, engine: Engine, book: InstanceBook | None = None) -> LabelledMap:
+    """Label the whole point map with the classes learnt from label images; label k is class k + 1. O(N C).
+
+    Raises:
+        QueryError: the map learns none.
+    """
+    found = semantics_at(snapshot)
+    label = found.label - 1
+    entropy = np.where(found.seen, found.entropy, np.float32(np.nan))
+    surface = sureness(snapshot.cloud.observations)
+    return LabelledMap(snapshot.cloud, label, _numbered(snapshot, label, engine, book), surface, entropy)
+
+
+def _numbered(snapshot: Snapshot, label: np.ndarray, engine: Engine, book: InstanceBook | None) -> np.ndarray:
+    known = None if book is None else book.known(snapshot)
+    if known is not None:
+        return known.ids
+    config = engine.config.objects
+    return instances(snapshot.cloud, label, replace(config, radius_m=max(config.radius_m, 2 * snapshot.voxel_size_m)))
 
 
 def instances(cloud: SurfaceCloud, label: np.ndarray, config: ObjectConfig) -> np.ndarray:

@@ -51,13 +51,14 @@ class MapFolder:
         return path
 
     def new(self, name: str, suffix: str, *, overwrite: bool) -> Path:
-        """Where to write what has a name; the folder is made.
+        """Where to write what has a name; the folder is made. Without a suffix it is to be a folder itself, and whoever
+        writes it sees what it may replace.
 
         Raises:
             ConfigError: a name that is none or taken, or a folder that cannot be made.
         """
         path = self.resolve(name, suffix)
-        if path.exists() and not (overwrite and path.is_file()):
+        if path.exists() and not (overwrite and (path.is_file() or not suffix)):
             raise ConfigError(f"{path.name} is in the map folder already; allow overwriting or choose another name")
         try:
             self.path.mkdir(parents=True, exist_ok=True)

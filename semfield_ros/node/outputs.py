@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,23 @@ from ..answer import Answer
 from ..atlas import AnyMap
 from ..cloud import SurfaceCloud
 from ..engine import Engine
-from ..errors import EngineError
+from ..errors import EngineError, QueryError
 from ..field.snapshot import Snapshot
 from ..messages.clouds import to_cloud
 from ..messages.images import encode_colour, encode_depth
+from ..messages.stream import label_info
 from ..query.scores import Scores
 from ..query.view import render_view
 from ..wire.bus import LATCHED, Bus, Closeable, Publisher, QoS
-from .answers import detections, grasps, map_header, markers, relevancy_cloud, status_message
+from .answers import detections, grasps, map_header, markers, ranked, relevancy_cloud, status_message
 from .config import NodeConfig, OutputConfig
-from .labelling import label_map
-from .palette import FeaturePainter, colour_labels
+from .labelling import class_map, label_map
+from .palette import colour_labels
+from .points_service import class_name
 from .questions import Question
-from .world import World
+from .things import about
+from .views import Views
+from .world import World, class_names
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,10 @@ SHOW_S = 0.05
 """An answer to ~/query waits this long at most before it is published."""
 STATUS_PATIENCE_S = 2.0
 LATEST = QoS(1)
+RENDERED = (
+    "rendered/image", "rendered/depth", "rendered/features", "rendered/labels", "rendered/entropy",
+    "rendered/instances",
+)  # fmt: skip
 
 
 def thinned(count: int, most: int) -> slice | np.ndarray:
@@ -109,7 +118,7 @@ class Outputs:
         self._answer: tuple[Answer, Question] | None = None
         self._rendered: tuple[Any, ...] = ()
         self._views: dict[str, Any] = {}
-        self._painter = FeaturePainter()
+        self._painter = Views(world.instances)
         self._map_version, self._map_arrays = 0, (np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8))
         self._memory_bytes, self._samples, self._samples_s = 0, 0, 0.0
 
@@ -123,12 +132,13 @@ class Outputs:
             ("objects", "vision_msgs/msg/Detection3DArray", LATEST),
             ("markers", "visualization_msgs/msg/MarkerArray", LATEST),
             ("grasps", "geometry_msgs/msg/PoseArray", LATEST),
-            ("rendered/image", image, LATEST), ("rendered/depth", image, LATEST), ("rendered/features", image, LATEST),
+            ("labels/info", "vision_msgs/msg/LabelInfo", LATCHED), *((topic, image, LATEST) for topic in RENDERED),
             ("status", "semfield_ros/msg/Status", LATEST),
         ):  # fmt: skip
             self._publishers[topic] = self.bus.publisher(kind, f"~/{topic}", qos)
         self._map_cloud = Latched(self._publishers["map_cloud"])
         self._labelled_cloud = Latched(self._publishers["labelled_cloud"])
+        self._label_info = Latched(self._publishers["labels/info"])
         self.reschedule()
 
     def close(self) -> None:
@@ -147,6 +157,7 @@ class Outputs:
         for name, rate_hz, longest_s, lane, tick in (
             ("map_cloud", output.map_cloud_hz, NEWCOMER_S, "map", self._tick_map),
             ("labelled_cloud", output.labelled_cloud_hz, NEWCOMER_S, "labels", self._tick_labels),
+            ("label_info", max(output.labelled_cloud_hz, output.rendered_hz), NEWCOMER_S, "labels", self._tick_names),
             ("relevancy", output.relevancy_hz, np.inf, "answers", self._tick_answers),
             ("shown", output.relevancy_hz, SHOW_S, "answers", self._tick_shown),
             ("rendered", output.rendered_hz, np.inf, "render", self._tick_rendered),
@@ -210,22 +221,37 @@ class Outputs:
 
     def _tick_labels(self, output: OutputConfig) -> None:
         snapshot, names = self.engine.snapshot(), self.world.vocabulary
+        by_words = bool(names) and output.labels != "classes"
+        by_classes = bool(self.engine.config.heads.semantic_classes) and output.labels != "vocabulary" and not by_words
 
         def shown() -> object:
-            return (Version(snapshot), names) if names and len(snapshot.cloud) else None
+            what = (Version(snapshot), names, by_classes, output.instances)
+            return what if (by_words or by_classes) and len(snapshot.cloud) else None
 
         def make() -> Any:
             if shown() is None:
                 return to_cloud(np.zeros((0, 3)), self._header(snapshot))
-            found = label_map(snapshot, self.engine.prompts.encode(list(names)), self.engine)
+            book = self.world.instances if output.instances else None
+            if by_classes:
+                found = class_map(snapshot, self.engine, book)
+            else:
+                found = label_map(snapshot, self.engine.prompts.encode(list(names)), self.engine, book)
             rows = thinned(len(found.cloud), output.max_cloud_points)
             fields = {"label": found.label, "instance": found.instance, "confidence": found.confidence}
+            fields |= {} if found.entropy is None else {"entropy": found.entropy}
             return to_cloud(
                 found.cloud.points[rows], self._header(snapshot), rgb=colour_labels(found.label[rows]),
                 fields={name: values[rows] for name, values in fields.items()},
             )  # fmt: skip
 
         self._labelled_cloud.tick(1 / output.labelled_cloud_hz, shown, make)
+
+    def _tick_names(self, output: OutputConfig) -> None:
+        count, names = self.engine.config.heads.semantic_classes, class_names(self.config(), self.world)
+        called = {k: class_name(names, k) for k in range(1, count + 1)}
+        self._label_info.tick(
+            NEWCOMER_S, lambda: called or None, lambda: label_info(called, self._header(self.engine.snapshot()))
+        )
 
     def _header(self, snapshot: Snapshot) -> Any:
         return map_header(snapshot.stamp_s, self.config().global_frame)
@@ -274,7 +300,8 @@ class Outputs:
             rows = thinned(len(answer.cloud), output.max_cloud_points)
             self._publish("relevancy_cloud", relevancy_cloud(answer, scores, rows))
         if "objects" in listened:
-            self._publish("objects", detections(answer))
+            known = about(self.engine.snapshot(), ranked(answer), self.world.instances)
+            self._publish("objects", detections(answer, known))
         if "markers" in listened:
             self._publish("markers", markers(answer, self.engine.config.gripper))
         if "grasps" in listened:
@@ -289,27 +316,32 @@ class Outputs:
     # ---- views ------------------------------------------------------------------------------------------------
 
     def _tick_rendered(self, output: OutputConfig) -> None:
-        listened = self._listened("rendered/image", "rendered/depth", "rendered/features")
+        listened = self._listened(*RENDERED)
         if not listened:
             return
         snapshot, frame = self.engine.snapshot(), self.world.last_frame()
         if frame is None or snapshot.field is None:
             return
         features = "rendered/features" in listened and snapshot.language
-        key = Version(snapshot), Version(frame), features, output.rendered_width
+        labels = bool(listened & {"rendered/labels", "rendered/entropy"})
+        instances = "rendered/instances" in listened
+        key = Version(snapshot), Version(frame), features, labels, instances, output.rendered_width
         if key != self._rendered:
             width = output.rendered_width
             camera = frame.camera.resized(width, max(1, round(frame.camera.height * width / frame.camera.width)))
-            far_m = self.engine.config.frame.max_depth_m
-            view = render_view(snapshot, camera, frame.T_world_camera, features=features, far_m=far_m)
+            far_m, T = self.engine.config.frame.max_depth_m, frame.T_world_camera
+            view = render_view(snapshot, camera, T, features=features, far_m=far_m)
             header = map_header(frame.stamp_s, self.config().global_frame)
-            self._views = {
-                "rendered/image": encode_colour(view.rgb, header),
-                "rendered/depth": encode_depth(view.depth_m, header),
-            }
+            views = {"image": encode_colour(view.rgb, header), "depth": encode_depth(view.depth_m, header)}
             if view.features is not None:
-                colours = self._painter.paint(snapshot, view.features, view.depth_m)
-                self._views["rendered/features"] = encode_colour(colours, header)
+                views["features"] = encode_colour(self._painter.painted(snapshot, view), header)
+            with suppress(QueryError):  # they may not have been learnt yet
+                if labels:
+                    views |= self._painter.labels(snapshot, camera, T, far_m, header)
+            with suppress(QueryError):
+                if instances:
+                    views["instances"] = self._painter.instances(snapshot, camera, T, far_m, header)
+            self._views = {f"rendered/{what}": image for what, image in views.items()}
             self._rendered = key
         for topic in listened & self._views.keys():
             self._publish(topic, self._views[topic])
@@ -339,7 +371,7 @@ class Outputs:
         return status_message(
             status, stamp_s=stamp_s, global_frame=self.config().global_frame,
             rejected=self.world.counts(), paused=self.world.paused, failed=failed, last_error=self.world.last_error,
-            samples_per_s=rate, memory_bytes=self._memory_bytes,
+            samples_per_s=rate, memory_bytes=self._memory_bytes, learnt=status.mapping.learnt,
             gpu_memory_bytes=torch.cuda.memory_allocated() if self.engine.device.startswith("cuda") else 0,
         )  # fmt: skip
 

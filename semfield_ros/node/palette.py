@@ -8,7 +8,8 @@ from functools import lru_cache
 import numpy as np
 
 from ..field.snapshot import Snapshot
-from ..viewer import FeatureColours, pca_colours
+from ..query.pca import Projection, fit
+from ..viewer import UNKNOWN
 
 NONE = (96, 96, 96)
 """Colour of what has no label."""
@@ -44,7 +45,7 @@ class FeaturePainter:
     """
 
     def __init__(self) -> None:
-        self._projection: FeatureColours | None = None
+        self._projection: Projection | None = None
         self._points = 0
 
     def paint(self, snapshot: Snapshot, features: np.ndarray, depth_m: np.ndarray) -> np.ndarray:
@@ -52,13 +53,6 @@ class FeaturePainter:
         count = int(snapshot.measured.sum())
         fitted = self._projection
         if fitted is None or len(fitted.mean) != features.shape[2] or not self._points <= count < 2 * self._points:
-            known = snapshot.features[snapshot.measured].astype(np.float32)
-            _, self._projection = pca_colours(_unit(known))
+            fitted = self._projection = fit(snapshot.features[snapshot.measured], fitted)
             self._points = count
-        values = np.where((depth_m > 0)[..., None], _unit(features), np.float32(np.nan))
-        rgb, _ = pca_colours(values.reshape(-1, features.shape[2]), self._projection)
-        return rgb.reshape(*depth_m.shape, 3)
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-6)
+        return fitted.colours(np.where((depth_m > 0)[..., None], features, np.float32(0)), UNKNOWN)

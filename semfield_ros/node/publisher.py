@@ -11,7 +11,7 @@ from typing import Literal
 from ..messages.stream import frame_messages
 from ..sources import Source
 from ..sources.playback import play
-from ..wire.bus import Bus, Publisher, QoS
+from ..wire.bus import LATCHED, Bus, Publisher, QoS
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ def publish(
     loops: int = 1,
     compressed: bool = False,
     depth_encoding: Literal["32FC1", "16UC1"] = "32FC1",
+    labels: bool = False,
     qos: QoS = QoS(),  # noqa: B008 (frozen)
     stamps: str = "now",
     patience_s: float = 2.0,
@@ -38,11 +39,13 @@ def publish(
     Args:
         namespace: of the camera's topics. rate: 1 = real time, 0 = as fast as possible.
         loops: how often; 0 = until stopped. compressed: JPEG and compressedDepth PNG instead of raw images.
-        depth_encoding: 32FC1 (metres) or 16UC1 (millimetres).
+        depth_encoding: 32FC1 (metres) or 16UC1 (millimetres). labels: also labels/image and masks/image, as far as the
+            source has them, and labels/info and masks/info, which whoever comes late hears as well.
         stamps: now = the wall clock's; source = the source's own, which jump back when it loops.
         patience_s: the first image waits so long for somebody to listen: what is sent before is lost.
     """
     publishers: dict[str, Publisher] = {}
+    names = {k: name for k, name in enumerate(getattr(source, "class_names", ())) if k}
     frames = loop = 0
     while not stopped() and (loops == 0 or loop < loops):
         for frame in play(source, rate or None):
@@ -51,11 +54,12 @@ def publish(
             if stamps == "now":
                 frame = replace(frame, stamp_s=time.time())
             messages = frame_messages(
-                frame, namespace=namespace, compressed=compressed, depth_encoding=depth_encoding
-            )
+                frame, namespace=namespace, compressed=compressed, depth_encoding=depth_encoding, labels=labels,
+                class_names=names,
+            )  # fmt: skip
             for topic, (type_name, _) in messages.items():
                 if topic not in publishers:
-                    publishers[topic] = bus.publisher(type_name, topic, qos)
+                    publishers[topic] = bus.publisher(type_name, topic, LATCHED if "LabelInfo" in type_name else qos)
             if not frames:
                 _await_listener(publishers[next(iter(messages))], patience_s, stopped)
             for topic, (_, message) in messages.items():

@@ -28,9 +28,12 @@ MAX_TEXTS = 512
 MAX_SCORES = 250_000_000
 """Points (or pixels) x texts: 1 GB while they are worked on."""
 LIKENESS_SAMPLE = 20_000
+MAX_SCALES = 64
+MAX_VALUES = 25_000_000
+"""Numbers in a reply (points x prompts, or pixels x prompts): 100 MB."""
 
 _SCORES: dict[int, Score | None] = {0: None, 1: "relevancy", 2: "cosine"}
-_SOURCES = {0: None, 1: "auto", 2: "field", 3: "points"}
+_SOURCES = {0: None, 1: "auto", 2: "field", 3: "points", 4: "ensemble", 5: "scales"}
 _MODES = {0: "default", 1: "absolute", 2: "top_percent", 3: "hysteresis"}
 _RANGES = {"relevancy": (0.0, 1.0), "cosine": (-1.0, 1.0)}
 
@@ -93,7 +96,8 @@ def ask_like(snapshot: Snapshot, features: EncodedPrompts, options: Any, config:
     if options.threshold_mode == 0:
         rows = np.flatnonzero(snapshot.measured)
         points = snapshot.cloud.points[rows[:: 1 + len(rows) // LIKENESS_SAMPLE]]
-        sample = score_points(snapshot, features, points, source=found["source"] or config.query.source)
+        source, scales_m = found["source"] or config.query.source, found.get("scales_m", ())
+        sample = score_points(snapshot, features, points, source=source, scales_m=scales_m)
         threshold = likeness_threshold(sample.cosine[sample.seen, 0])
         found |= {"no_match": threshold, "high": threshold, "low": threshold}
     return Question(features, found)
@@ -121,16 +125,35 @@ def bounded(prompts: Sequence[str], negatives: Sequence[str], rows: int) -> None
         raise QueryError(f"{rows} points x {texts} texts; allowed: a product of {MAX_SCORES}; ask in parts")
 
 
-def matching(options: Any) -> dict[str, Any]:
-    """negatives, score and source of a QueryOptions message; None = as configured.
+def reply_of(rows: int, columns: int, what: str, kind: str = "prompts") -> None:
+    """Refuse a reply that would be too large to send.
 
     Raises:
-        QueryError: a constant the message does not have.
+        QueryError: says how many numbers are allowed.
     """
+    if rows * columns > MAX_VALUES:
+        raise QueryError(
+            f"{rows} {what} x {columns} {kind} are {rows * columns} numbers; allowed: {MAX_VALUES}; ask in parts"
+        )
+
+
+def matching(options: Any) -> dict[str, Any]:
+    """negatives, score and source of a QueryOptions message, None = as configured, and its scales where it has any.
+
+    Raises:
+        QueryError: a constant the message does not have, or scales that are not usable.
+    """
+    source = _choice("source", options.source, _SOURCES)
+    scales_m = tuple(float(scale_m) for scale_m in options.scales)
+    if scales_m and source != "scales":
+        raise QueryError(f"{len(scales_m)} scales are given; allowed: with source = SOURCE_SCALES only")
+    if len(scales_m) > MAX_SCALES or not all(0 < scale_m < np.inf for scale_m in scales_m):
+        raise QueryError(f"scales are {list(scales_m)[:8]} m; allowed: up to {MAX_SCALES}, > 0 and finite")
     return {
         "negatives": list(options.negatives) or None,
         "score": _choice("score", options.score, _SCORES),
-        "source": _choice("source", options.source, _SOURCES),
+        "source": source,
+        **({"scales_m": scales_m} if scales_m else {}),
     }
 
 

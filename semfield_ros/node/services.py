@@ -19,27 +19,24 @@ from ..field.snapshot import Snapshot
 from ..frame import Frame
 from ..geometry import Camera
 from ..memory.keyframes import Keyframe
-from ..messages.clouds import cloud_points
-from ..messages.images import camera_of, encode_colour, encode_depth
+from ..messages.images import camera_of
 from ..messages.poses import matrix_of, seconds, stamp_of
 from ..messages.types import types
 from ..query.click import prompts_like, surface_point
-from ..query.labels import label_points
-from ..query.view import render_view
 from ..wire.bus import Bus, Closeable
-from .answers import answer_message, map_header
+from .answers import answer_message, map_header, ranked
 from .config import NodeConfig
-from .exports import write_cloud, write_field_mesh, write_labelled_cloud
-from .labelling import label_floor
+from .exports import writers
 from .maps import MapFolder
-from .palette import FeaturePainter
-from .questions import Question, ask_like, ask_words, bounded, matching, thresholds
-from .world import World
+from .points_service import answer_points
+from .questions import Question, ask_like, ask_words, bounded, matching, reply_of
+from .scene import Scene
+from .things import about
+from .views import Views
+from .world import World, class_names
 
 log = logging.getLogger(__name__)
 
-MAX_VALUES = 25_000_000
-"""Numbers in a reply (points x prompts, or pixels x prompts): 100 MB."""
 MAX_RENDERED_PIXELS = {"cpu": 640 * 480, "cuda": 1920 * 1200}
 """By device: some seconds of work."""
 MAX_CORRECTIONS = 20_000
@@ -50,11 +47,13 @@ _SERVICES = {
     "query": "semfield_ros/srv/Query",
     "query_points": "semfield_ros/srv/QueryPoints",
     "query_click": "semfield_ros/srv/QueryClick",
+    "label": "semfield_ros/srv/Label",
     "set_vocabulary": "semfield_ros/srv/SetVocabulary",
     "render": "semfield_ros/srv/Render",
     "save_map": "semfield_ros/srv/SaveMap",
     "load_map": "semfield_ros/srv/LoadMap",
     "export": "semfield_ros/srv/Export",
+    "edit": "semfield_ros/srv/Edit",
     "clear_region": "semfield_ros/srv/ClearRegion",
     "correct_poses": "semfield_ros/srv/CorrectPoses",
     "reset": "std_srvs/srv/Trigger",
@@ -112,7 +111,8 @@ class Services:
     ):
         self.engine, self.config, self.maps, self.world = engine, config, maps, world
         self._show = show
-        self._painter = FeaturePainter()
+        self._views = Views(world.instances)
+        self._scene = Scene(world.instances)
         self._files = threading.Lock()
         self._served: list[Closeable] = []
 
@@ -136,6 +136,8 @@ class Services:
         if frame != ours:
             raise QueryError(f"{path.name} was made in frame {frame!r}; set global_frame, now {ours!r}, to that")
         self.engine.load(path)
+        self.world.instances.forget()
+        self._scene.forget()
 
     def header(self) -> Any:
         """Stamp of the last fused frame (zero before the first, and when the engine has failed), global_frame."""
@@ -165,11 +167,15 @@ class Services:
         """
         config = self.engine.config
         if options.with_cloud:
-            _reply_of(len(answer.cloud), len(answer.prompts), "points")
+            reply_of(len(answer.cloud), len(answer.prompts), "points")
         return answer_message(
             answer, question.scores(answer, config), with_cloud=options.with_cloud,
             with_object_clouds=options.with_object_clouds, config=config,
             keyframes=self._keyframes() if options.with_object_clouds else (),
+            known=about(
+                self.engine.snapshot(), ranked(answer), self.world.instances, config.heads.semantic_classes,
+                self._class_names(),
+            ),
         )  # fmt: skip
 
     @_service
@@ -183,55 +189,44 @@ class Services:
     @_service
     def query_points(self, request: Any) -> dict[str, Any]:
         """What is at given points."""
-        snapshot, config = self._map(), self.engine.config
+        snapshot = self._map()
         frame_id = request.points.header.frame_id
         if frame_id not in ("", self.config().global_frame):
             raise QueryError(
                 f"the points are in frame {frame_id!r}; allowed: global_frame, {self.config().global_frame!r}; "
                 "transform them first"
             )
-        points = cloud_points(request.points)
-        prompts = list(request.prompts) or list(self.world.vocabulary)
-        if not prompts:
-            raise QueryError("there are no prompts and no vocabulary is set; give prompts or call ~/set_vocabulary")
-        bounded(prompts, request.options.negatives, len(points))
-        _reply_of(len(points), len(prompts), "points")
-        how = matching(request.options)
-        score = how["score"] or config.query.score
-        least = thresholds(request.options, score).get("low", label_floor(self.engine, score))
-        encoded = self.engine.prompts.encode(prompts, how["negatives"])
-        found = label_points(
-            snapshot, encoded, points, source=how["source"] or config.query.source,
-            temperature=config.query.temperature, score=score, least=least,
-        )  # fmt: skip
-        return {
-            "prompts": [p.label for p in encoded.prompts],
-            "labels": found.label,
-            "scores": np.where(found.seen[:, None], found.scores, np.float32(0)).astype(np.float32).reshape(-1),
-            "confidence": found.confidence,
-            "seen": found.seen,
-        }
+        return answer_points(
+            snapshot, request, self.engine, self.world.instances, self.world.vocabulary, self._class_names()
+        )
 
     @_service
     def query_click(self, request: Any) -> dict[str, Any]:
         """A pixel or a point -> what looks the same."""
         snapshot, config = self._map(), self.engine.config
-        if request.mode == request.MODE_PIXEL:
-            frame = self._frame(request.camera_name)
-            point = surface_point(frame, *_pixel(request, frame.camera))
-        elif request.mode == request.MODE_POINT:
-            point = np.array([request.point.x, request.point.y, request.point.z])
-        else:
-            raise QueryError(f"mode is {request.mode}; allowed: MODE_PIXEL, MODE_POINT of QueryClick.srv")
+        point = self._place(request)
         question = ask_like(snapshot, prompts_like(snapshot, point), request.options, config)
         answer = question.ask(self.engine)
         if self._show is not None:
             self._show(answer, question)
-        x, y, z = map(float, point)
-        return {
-            "point": types().new("geometry_msgs/msg/Point", x=x, y=y, z=z),
-            "answer": self.reply(question, answer, request.options),
-        }
+        return {"point": _point(point), "answer": self.reply(question, answer, request.options)}
+
+    @_service
+    def label(self, request: Any) -> dict[str, Any]:
+        """A class for one place, which the map learns from."""
+        self._map()
+        number = int(request.class_id)
+        if not number:
+            numbers = {name: k for k, name in self._class_names().items()}
+            name = str(request.class_name)
+            if name not in numbers:
+                known = ", ".join(sorted(numbers)[:20]) or "none has a name; give class_id, or set heads.class_names"
+                raise QueryError(f"class_name is {name!r}, class_id 0; known classes: {known}")
+            number = numbers[name]
+        point = self._place(request)
+        if not self.engine.label(point[None], [number])[0]:
+            raise QueryError(f"no remembered view has surface at {np.round(point, 3).tolist()}; label what was mapped")
+        return {"point": _point(point)}
 
     @_service
     def set_vocabulary(self, request: Any) -> dict[str, Any]:
@@ -245,6 +240,18 @@ class Services:
                 raise QueryError(f"class {twice[0]!r} is there twice; write synonyms into one name: 'mug; coffee cup'")
         self.world.vocabulary = tuple(names)
         return {}
+
+    def _place(self, request: Any) -> np.ndarray:
+        """The point [3] on the surface that a pixel or a point stands for."""
+        if request.mode == request.MODE_PIXEL:
+            frame = self._frame(request.camera_name)
+            return surface_point(frame, *_pixel(request, frame.camera))
+        if request.mode == request.MODE_POINT:
+            return np.array([request.point.x, request.point.y, request.point.z])
+        raise QueryError(f"mode is {request.mode}; allowed: MODE_PIXEL, MODE_POINT, as the .srv has them")
+
+    def _class_names(self) -> dict[int, str]:
+        return class_names(self.config(), self.world)
 
     # ---- views ------------------------------------------------------------------------------------------------
 
@@ -265,28 +272,21 @@ class Services:
         if np.abs(T_world_camera[:3, 3]).max() > MAX_DISTANCE_M:
             at = T_world_camera[:3, 3].tolist()
             raise QueryError(f"the camera is at {at} m; allowed: within {MAX_DISTANCE_M:g} m of the origin")
+        header = map_header(snapshot.stamp_s, self.config().global_frame)
+        if request.edited:
+            return {"header": header, **self._scene.view(camera, T_world_camera, config.frame.max_depth_m, header)}
         how, texts = matching(request.options), None
         if len(request.prompts):
             bounded(request.prompts, request.options.negatives, pixels)
-            _reply_of(pixels, len(request.prompts), "pixels")
+            reply_of(pixels, len(request.prompts), "pixels")
             texts = self.engine.prompts.encode(list(request.prompts), how["negatives"])
-        view = render_view(
-            snapshot, camera, T_world_camera, texts=texts, features=request.with_features,
-            source=how["source"] or config.query.source, score=how["score"] or config.query.score,
-            temperature=config.query.temperature, far_m=config.frame.max_depth_m,
-        )  # fmt: skip
-        header = map_header(snapshot.stamp_s, self.config().global_frame)
-        fields = {
-            "header": header,
-            "image": encode_colour(view.rgb, header),
-            "depth": encode_depth(view.depth_m, header),
-            "accumulation": encode_depth(view.accumulation, header),
-        }
-        if view.features is not None:
-            fields["features"] = encode_colour(self._painter.paint(snapshot, view.features, view.depth_m), header)
-        if view.relevancy is not None:
-            fields["relevancy"] = [encode_depth(view.relevancy[..., q], header) for q in range(view.relevancy.shape[2])]
-        return fields
+        return self._views.fields(snapshot, camera, T_world_camera, request, config, how, texts, header)
+
+    @_service
+    def edit(self, request: Any) -> dict[str, Any]:
+        """A scene beside the map, with instances taken away, moved or doubled."""
+        snapshot = self._map()
+        return self._scene.edit(snapshot, request, map_header(snapshot.stamp_s, self.config().global_frame))
 
     # ---- maps -------------------------------------------------------------------------------------------------
 
@@ -309,21 +309,18 @@ class Services:
     @_service
     def export(self, request: Any) -> dict[str, Any]:
         """The map as a file for other programs."""
-        snapshot, how = self._map(), {"overwrite": bool(request.overwrite)}
-        kinds = {
-            request.KIND_CLOUD: lambda path: write_cloud(path, snapshot, self.engine, **how),
-            request.KIND_LABELLED_CLOUD: lambda path: write_labelled_cloud(
-                path, snapshot, self.engine, self.world.vocabulary, **how
-            ),
-            request.KIND_MESH: lambda path: write_field_mesh(
-                path, snapshot, self.engine, float(request.resolution) or snapshot.voxel_size_m, **how
-            ),
-        }
-        if request.kind not in kinds:
-            raise QueryError(f"kind is {request.kind}; allowed: {', '.join(map(str, kinds))}, as Export.srv has them")
+        snapshot = self._map()
+        kinds = writers(
+            snapshot, self.engine, self.world.vocabulary, float(request.resolution) or snapshot.voxel_size_m,
+            overwrite=bool(request.overwrite),
+        )  # fmt: skip
+        if request.kind >= len(kinds):
+            known = ", ".join(map(str, range(len(kinds))))
+            raise QueryError(f"kind is {request.kind}; allowed: {known}, as Export.srv has them")
+        suffix, write = kinds[request.kind]
         with self._files:  # or two requests could both find a name free
-            path = self.maps.new(request.name, ".ply", overwrite=request.overwrite)
-            points = kinds[request.kind](path)
+            path = self.maps.new(request.name, suffix, overwrite=request.overwrite)
+            points = write(path)
         return {"header": map_header(snapshot.stamp_s, self.config().global_frame), "file": path.name, "points": points}
 
     # ---- the map itself ---------------------------------------------------------------------------------------
@@ -361,7 +358,8 @@ class Services:
     def reset(self, request: Any) -> dict[str, Any]:
         """Forget the map."""
         self.engine.reset()
-        self.world.forget_frames()
+        self.world.forget_map()
+        self._scene.forget()
         return {"message": "the map is empty"}
 
     @_service
@@ -404,9 +402,6 @@ def _pixel(request: Any, camera: Camera) -> tuple[int, int]:
     return int((request.u + 0.5) * camera.width / width), int((request.v + 0.5) * camera.height / height)
 
 
-def _reply_of(rows: int, prompts: int, what: str) -> None:
-    """Refuse a reply that would be too large to send."""
-    if rows * prompts > MAX_VALUES:
-        raise QueryError(
-            f"{rows} {what} x {prompts} prompts are {rows * prompts} numbers; allowed: {MAX_VALUES}; ask in parts"
-        )
+def _point(at: np.ndarray) -> Any:
+    x, y, z = map(float, at)
+    return types().new("geometry_msgs/msg/Point", x=x, y=y, z=z)

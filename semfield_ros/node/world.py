@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
+from ..config import SemfieldConfig
 from ..frame import Frame
+from .instances import InstanceBook
 
 
 class World:
@@ -13,12 +15,15 @@ class World:
 
     Attributes:
         vocabulary: classes of the labelled cloud. prompts: what the relevancy cloud shows. Tuples are swapped whole.
+        class_names: of label images by id, as their LabelInfo has them; swapped whole. instances: who is who.
         paused: whether frames are refused. last_error: the newest error or rejection in words, '' = none.
     """
 
     def __init__(self, vocabulary: tuple[str, ...] = (), prompts: tuple[str, ...] = ()):
         self.vocabulary = vocabulary
         self.prompts = prompts
+        self.class_names: dict[int, str] = {}
+        self.instances = InstanceBook()
         self.paused = False
         self.last_error = ""
         self._lock = threading.Lock()
@@ -49,7 +54,14 @@ class World:
         with self._lock:
             return dict(self._counts)
 
-    def forget_frames(self) -> None:
-        """After a reset: no last frame."""
+    def forget_map(self) -> None:
+        """After a reset: no last frame, no instances."""
         with self._lock:
             self._frames.clear()
+        self.instances.forget()
+
+
+def class_names(config: SemfieldConfig, world: World) -> dict[int, str]:
+    """Names of classes by id, from 1: as configured, else as whoever sends label images calls them."""
+    configured = config.heads.class_names
+    return dict(enumerate(configured, 1)) if configured else dict(world.class_names)

@@ -149,15 +149,16 @@ def find_objects(
                 observations=int(observations),
                 last_seen_s=float(part.last_seen_s.max()),
                 stamp_s=float(stamp_s),
-                grasps=() if gripper is None else _grasps(cloud, rows, heights, config, gripper),
+                grasps=() if gripper is None else grasps_of(cloud, rows, heights, config, gripper),
             )
         )
     return objects
 
 
-def _grasps(
+def grasps_of(
     cloud: SurfaceCloud, rows: np.ndarray, heights: np.ndarray, config: ObjectConfig, gripper: GripperConfig
 ) -> tuple[Grasp, ...]:
+    """Ranked grasps of the rows [n] of a cloud, clear of what is around and of the supports below; may be none."""
     up = unit(config.up)
     points = cloud.points[rows].astype(np.float64)
     reach = gripper.finger_length_m + gripper.palm_depth_m + gripper.max_width_m

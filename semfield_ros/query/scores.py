@@ -7,6 +7,7 @@ so no D-dimensional vector is ever formed: N points and Q prompts cost O(N (H^2 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,12 +18,13 @@ from ..errors import QueryError
 from ..field.model import Field
 from ..field.snapshot import Snapshot
 from ..field.world import WorldSnapshot
+from .ensemble import combined
 from .fan_out import fan_out
 from .prompt import EncodedPrompts
 from .relevancy import best_synonym, pairwise_relevancy
 
 MAX_POINTS = 20_000_000
-Source = Literal["auto", "field", "points"]
+Source = Literal["auto", "field", "points", "ensemble", "scales"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ class Scores:
 
 
 @torch.no_grad()
-def field_cosines(field: Field, points: np.ndarray, texts: np.ndarray, chunk: int = 16384) -> np.ndarray:
+def field_cosines(
+    field: Field, points: np.ndarray, texts: np.ndarray, chunk: int = 16384, *, head_name: str = "language"
+) -> np.ndarray:
     """Cosines [N, T] float32 of the field's features at points [N, 3] with unit texts [T, D]; any chunk size agrees.
 
     One matrix product a chunk gives both (A^T A) h and (A^T t) . h; chunks are small enough to stay in the cache.
     """
-    head = field.head("language")
+    head = field.head(head_name)
     device = head.last.weight.device
     affine = head.affine()
     t = torch.from_numpy(np.ascontiguousarray(texts, np.float32)).to(device)
@@ -63,7 +67,7 @@ def field_cosines(field: Field, points: np.ndarray, texts: np.ndarray, chunk: in
     for start in range(0, len(points), chunk):
         part = slice(start, start + chunk)
         x = torch.from_numpy(np.ascontiguousarray(points[part], np.float32)).to(device)
-        h = field.trunk_at("language", x)
+        h = field.trunk_at(head_name, x)
         both = torch.addmm(offset, h, product)
         square = (both[:, :width] * h).sum(-1) + gram[width, width]
         out[part] = (both[:, width:] * square.clamp_min(1e-12).rsqrt()[:, None]).cpu().numpy()
@@ -124,16 +128,27 @@ def score_points(
     source: Source = "auto",
     temperature: float = 10.0,
     rows: np.ndarray | None = None,
+    scales_m: Sequence[float] = (),
 ) -> Scores:
     """Score prompts at points [N, 3] in global_frame (default: the point map's own voxels).
 
-    `auto` takes the field where it is trained and seen, the point map elsewhere. Non-finite points are unseen.
+    `auto` takes the field where it is trained and seen, the point map elsewhere; `ensemble`, where both know a point,
+    the one that is surer of its best prompt; `scales` each prompt at the scale where it is most relevant among the
+    points (`query.scales`). Non-finite points are unseen.
 
     Args:
         rows: [N], `snapshot.rows_of(points)` where the caller has them already.
+        scales_m: to search, for `scales`; none = what was learnt.
     """
-    if source not in ("auto", "field", "points"):
-        raise QueryError(f"source is {source!r}; allowed: auto, field, points")
+    if source not in ("auto", "field", "points", "ensemble", "scales"):
+        raise QueryError(f"source is {source!r}; allowed: auto, field, points, ensemble, scales")
+    if source == "scales":
+        from .scales import score_scales
+
+        rated = "relevancy" if len(texts.negatives) else "cosine"
+        return score_scales(
+            snapshot, texts, points, scales_m=scales_m or None, temperature=temperature, score=rated
+        ).scores
     if isinstance(snapshot, WorldSnapshot):
         return fan_out(
             snapshot, None if points is None else checked(points), source == "field",
@@ -148,9 +163,9 @@ def score_points(
         points = checked(points)
         rows = snapshot.rows_of(points) if rows is None else rows
         measured, trusted = (_at(flags, rows) for flags in (snapshot.measured, snapshot.trusted))
-    use_field = measured if source == "field" else trusted if source == "auto" else np.zeros(len(points), bool)
+    use_field = measured if source == "field" else trusted if source != "points" else np.zeros(len(points), bool)
     vectors = np.concatenate([texts.positives, texts.negatives])
-    if len(points) and use_field.all():
+    if len(points) and use_field.all() and source != "ensemble":
         assert snapshot.field is not None
         cosine = field_cosines(snapshot.field, points, vectors)
     else:
@@ -162,6 +177,12 @@ def score_points(
         if len(from_map):
             at = from_map if rows is None else rows[from_map]
             cosine[from_map] = map_cosines(snapshot.features, vectors, rows=at, lengths=snapshot.feature_lengths)
+        if source == "ensemble" and len(from_field):
+            at = from_field if rows is None else rows[from_field]
+            fused = map_cosines(snapshot.features, vectors, rows=at, lengths=snapshot.feature_lengths)
+            cosine[from_field], surer = combined(fused, cosine[from_field], len(texts.positives))
+            use_field = use_field.copy()
+            use_field[from_field] = surer
     positive, negative = cosine[:, : len(texts.positives)], cosine[:, len(texts.positives) :]
     count = len(texts.prompts)
     if negative.shape[1]:

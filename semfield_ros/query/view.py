@@ -53,22 +53,12 @@ def render_view(
     Raises:
         QueryError: there is no field yet, too many pixels, or features before the field has learnt any.
     """
-    pixels = camera.width * camera.height
-    if not 0 < pixels <= MAX_PIXELS:
-        raise QueryError(f"a view of {camera.width}x{camera.height} pixels; allowed: 1 to {MAX_PIXELS} pixels in all")
-    field = snapshot.field
-    if field is None:
-        raise QueryError("there is no field to render yet; feed frames first")
-    if features and not snapshot.language:
+    if features and snapshot.field is not None and not snapshot.language:
         raise QueryError("the field has not learnt features yet; wait for the first training steps")
-    device = next(field.parameters()).device
-    shape = (camera.height, camera.width)
+    out = rendered(snapshot, camera, T_world_camera, ("rgb", "language") if features else ("rgb",), far_m)
+    pixels, shape = camera.width * camera.height, (camera.height, camera.width)
     T = T_world_camera.astype(np.float32)
     local = image_directions(camera).reshape(-1, 3)
-    rays = torch.from_numpy(np.ascontiguousarray(local @ T[:3, :3].T)).to(device)
-    origins = torch.from_numpy(T[:3, 3].copy()).to(device).expand_as(rays)
-    heads = ("rgb", "language") if features else ("rgb",)
-    out = _render_blocks(snapshot, origins, rays, heads, far_m)
     depth_m = out.depth.cpu().numpy()
     relevancy = None
     if texts is not None:
@@ -87,6 +77,28 @@ def render_view(
     )
 
 
+def rendered(
+    snapshot: Snapshot, camera: Camera, T_world_camera: np.ndarray, heads: tuple[str, ...], far_m: float
+) -> Rendering:
+    """Heads rendered for every pixel of a camera, row-major; blocks that have not learnt them show nothing. O(pixels).
+
+    Raises:
+        QueryError: there is no field yet, or too many pixels.
+    """
+    pixels = camera.width * camera.height
+    if not 0 < pixels <= MAX_PIXELS:
+        raise QueryError(f"a view of {camera.width}x{camera.height} pixels; allowed: 1 to {MAX_PIXELS} pixels in all")
+    field = snapshot.field
+    if field is None:
+        raise QueryError("there is no field to render yet; feed frames first")
+    device = next(field.parameters()).device
+    T = T_world_camera.astype(np.float32)
+    local = image_directions(camera).reshape(-1, 3)
+    rays = torch.from_numpy(np.ascontiguousarray(local @ T[:3, :3].T)).to(device)
+    origins = torch.from_numpy(T[:3, 3].copy()).to(device).expand_as(rays)
+    return _render_blocks(snapshot, origins, rays, heads, far_m)
+
+
 def _render_blocks(
     snapshot: Snapshot, origins: torch.Tensor, rays: torch.Tensor, heads: tuple[str, ...], far_m: float
 ) -> Rendering:
@@ -95,9 +107,10 @@ def _render_blocks(
     reach_m = far_m * float(rays.norm(dim=-1).max())
     best: Rendering | None = None
     for block in snapshot.within(eye - reach_m, eye + reach_m).blocks():
-        if block.snapshot.field is None or (heads[1:] and not block.snapshot.language):
+        field = block.snapshot.field
+        if field is None or not all(_taught(block.snapshot, name) for name in heads):
             continue
-        out = render(block.snapshot.field, origins, rays, heads, far_m=far_m)
+        out = render(field, origins, rays, heads, far_m=far_m)
         low, high = (torch.as_tensor(c).to(origins) for c in (block.low_m, block.high_m))
         hits = origins + rays * out.depth[:, None]
         inside = ((hits >= low) & (hits <= high)).all(1)
@@ -116,3 +129,8 @@ def _render_blocks(
     if best is None:
         raise QueryError("there is no field in sight of this camera; look at what was mapped")
     return best
+
+
+def _taught(snapshot: Snapshot, name: str) -> bool:
+    """Whether a block's field has learnt a head."""
+    return name == "rgb" or (snapshot.language if name == "language" else snapshot.learnt.get(name, 0) > 0)
