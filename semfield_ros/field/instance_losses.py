@@ -17,7 +17,6 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
-
 REACH = 2.0
 """A slot's region ends about so many spreads from its centre."""
 MOST = 64

@@ -69,7 +69,7 @@ def objectives(config: HeadsConfig, field: Field) -> tuple[Slots | Embedding, ..
 
 @dataclass(frozen=True)
 class MaskBatch:
-    """N pixels of a few images: points [N, 3], mask ids [N] (0 = none), confidence [N], image [N] (0, 1, ... in order)."""
+    """N pixels of a few images: points [N, 3], mask ids [N] (0 = none), confidence [N], image [N] (from 0, sorted)."""
 
     points: torch.Tensor
     ids: torch.Tensor
