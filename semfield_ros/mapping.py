@@ -57,11 +57,11 @@ _OUTSIDE = 0.2
 
 
 def class_texts(config: HeadsConfig, encoder: Encoder) -> np.ndarray | None:
-    """Words of the classes [C, D], where the configuration aligns features with them; ConfigError where it names none."""
+    """Words of the classes [C, D], where features are aligned with them; ConfigError where no class has a name."""
     if not config.align_weight:
         return None
     if not config.class_names:
-        raise ConfigError(f"align_weight is {config.align_weight} without class_names; name the classes, or set it to 0")
+        raise ConfigError(f"align_weight is {config.align_weight} without class_names; name the classes, or set 0")
     return encoder.encode_text(config.class_names)
 
 

@@ -9,9 +9,8 @@ PACKAGE = "semfield_ros"
 ORDER = [
     "errors", "config", "config_io", "geometry", "cloud", "frame", "messages", "sources", "encoders", "memory", "field",
     "query", "objects", "answer", "mapping", "checkpoint", "shelf", "atlas", "atlas_files", "engine", "export",
-    "semantic_mesh", "openlex3d",
-    "viewer", "session", "offline", "offline_ray", "results", "progress", "adapter", "evaluation", "wire", "node", "benchmarks",
-    "protocols", "cli",
+    "semantic_mesh", "openlex3d", "viewer", "session", "offline", "offline_ray", "results", "progress", "adapter",
+    "evaluation", "wire", "node", "benchmarks", "protocols", "cli",
 ]
 INDEPENDENT = {("encoders", "sources")}
 """(who, whom): stands before, and yet must not be imported."""

@@ -111,7 +111,7 @@ class Trainer:
 
     def _dense_parameters(self) -> dict[str, torch.Tensor]:
         """What `dense` moves, by a name that a checkpoint can tell it by."""
-        named: dict[str, torch.Tensor] = {name: p for name, p in self.field.named_parameters() if not name.startswith("proposals.")}
+        named: dict[str, torch.Tensor] = dict(self.field.named_parameters())
         for o in self.objectives.values():
             named |= {f"objective.{o.name}.{i}": p for i, p in enumerate(o.parameters())}
         mine = {id(p) for group in self.dense.param_groups for p in group["params"]}

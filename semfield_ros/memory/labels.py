@@ -22,8 +22,8 @@ _UNLABELLED = 0.25
 
 
 class LabelStore:
-    """Up to `memory.labels_per_keyframe` pixels of each slot, `memory.labels_mb` of all; nothing is allocated before the
-    first label.
+    """Up to `memory.labels_per_keyframe` pixels of each slot, `memory.labels_mb` of all; nothing is allocated before
+    the first label.
 
     Attributes, [slots, entries] each, the first `count` [slots] of a slot's row being used:
         pixel: v * width + u. depth: z-depth [m]. semantic, instance, segment: as in `Frame`, 0 = none.
