@@ -387,7 +387,7 @@ def test_forgotten_records_are_no_pixels_without_depth():
     generator = torch.Generator().manual_seed(0)
     assert len(replay.rays_without_depth(64, generator).rgb) == 0 and len(replay.rays(64, 0.0, generator).rgb) == 0
     again = Replay(replay.config, 32, 24, FeatureShape(1, 1, 1), "cpu")
-    again.load(replay.state(), [0], [], None)
+    again.load(replay.state(), replay.describe())
     assert not again.with_holes
 
 
