@@ -326,6 +326,8 @@ class HeadsConfig:
     semantic_compositing: Literal["logits", "probability"] = "logits"
     """What is composited along a ray: logits (Semantic-NeRF) or probabilities, which are bounded (Panoptic Lifting)."""
     semantic_weight: Annotated[float, Between(0, 1000)] = 1.0
+    semantic_shapes_geometry: bool = False
+    """Learn classes on the grid of shape and colour, which they then bend (Semantic-NeRF); else on that of features."""
     semantic_smoothness: Annotated[float, Between(0, 100)] = 0.1
     """Weight of the prior that neighbours on one surface of one colour are of one class: few labels spread; 0 = off."""
     semantic_pairs: Annotated[int, Between(1, 1_000_000)] = 1024

@@ -199,6 +199,22 @@ def test_semantics_never_shape_geometry(trained):
     assert field.grid("feature").table.grad.any()
 
 
+def test_semantics_shape_geometry_where_they_are_asked_to():
+    """S5: with the flag the loss reaches the grid of shape; colour and distances are trained as before."""
+    heads = replace(CONFIG.heads, semantic_shapes_geometry=True)
+    mapping = learnt(
+        [labelled_frame(T, i) for i, T in enumerate(ring(8))], 150, config=replace(CONFIG, heads=heads)
+    )
+    field = mapping.field
+    assert {"sdf", "free", "rgb", "language", "semantic"} <= set(mapping.last_report.losses)
+    field.zero_grad(set_to_none=True)
+    losses, _ = Labels(heads).losses(field, mapping.replay, 500, torch.Generator().manual_seed(0))
+    sum(losses.values()).backward()
+    assert field.grid("geometry").table.grad.any()
+    assert field.grid("feature").table.grad is None or not field.grid("feature").table.grad.any()
+    assert accuracy(mapping.snapshot()) > 0.9
+
+
 def test_one_labelled_frame_in_eight_is_nearly_as_good_as_all(snapshot):
     few = learnt([labelled_frame(T, i, labels=True if i == 0 else None) for i, T in enumerate(ring(8))])
     assert accuracy(few.snapshot()) > accuracy(snapshot) - 0.04

@@ -16,7 +16,7 @@ from torch import nn
 from ..config import FieldConfig, GridConfig
 from ..memory.replay import RayBatch
 from . import mlp_cpu, rays_cpu
-from .heads import Head, HeadConfig, spherical_harmonics
+from .heads import Head, HeadConfig, learns_colour, spherical_harmonics
 from .lanes_cpu import padded
 from .model import Field
 from .optimiser import GridAdam
@@ -35,8 +35,7 @@ LINEAR = tuple[torch.Tensor, torch.Tensor]
 
 def fuses_rays(field: Field) -> bool:
     """Whether `ray_losses` knows all that a field's geometry grid is read by: its distance and at most one colour."""
-    heads = [field.head(name).config for name in field.heads]
-    heads = [head for head in heads if head.grid == "geometry" and not head.detach_grid]
+    heads = [head for head in (field.head(name).config for name in field.heads) if learns_colour(head)]
     return type(field) is Field and len(heads) <= 1 and all(
         head.direction and head.layers == 2 and head.activation == "sigmoid" and head.loss == "l2"
         and not head.late_linear and not head.frequencies

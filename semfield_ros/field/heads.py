@@ -34,7 +34,8 @@ class HeadConfig:
         activation: per sample, before compositing (late_linear heads have none); direction = tanh, then length 1.
         late_linear: apply the last linear layer after compositing. unit: samples' outputs have length 1 (late_linear
             heads only).
-        loss: l2 | l1 to a target, or cosine_sqrt (sqrt(1 - cos), robust to wrong views). weight: of the loss.
+        loss: l2 | l1 to a target, cosine_sqrt (sqrt(1 - cos), robust to wrong views), or own: what an objective says.
+            A head on the geometry grid whose loss is not its own is one of colour. weight: of the loss.
         detach_grid: keep this head's gradients out of the grid it reads.
         shapes_geometry: where it is composited, its loss moves the weights and the geometry grid too.
         knots_m: scales in metres, ascending, that the output depends on between (late_linear heads only): see
@@ -49,7 +50,7 @@ class HeadConfig:
     activation: Literal["none", "sigmoid", "softmax", "direction"] = "none"
     late_linear: bool = False
     unit: bool = False
-    loss: Literal["l1", "l2", "cosine_sqrt"] = "l2"
+    loss: Literal["l1", "l2", "cosine_sqrt", "own"] = "l2"
     weight: float = 1.0
     detach_grid: bool = False
     shapes_geometry: bool = False
@@ -99,6 +100,11 @@ def position_frequencies(positions: torch.Tensor, count: int) -> torch.Tensor:
     scales = torch.pi * 2.0 ** torch.arange(count, device=positions.device, dtype=positions.dtype)
     angle = (positions[..., None, :] * scales[:, None]).flatten(-2)
     return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def learns_colour(head: HeadConfig) -> bool:
+    """Whether a head is taught the colour of the surface, beside the distances to it."""
+    return head.grid == "geometry" and not head.detach_grid and head.loss != "own"
 
 
 class Head(nn.Module):

@@ -36,7 +36,9 @@ def heads(config: HeadsConfig) -> tuple[HeadConfig, ...]:
     return (
         HeadConfig(
             HEAD, config.semantic_classes, weight=config.semantic_weight, late_linear=not bounded,
-            activation="softmax" if bounded else "none",
+            activation="softmax" if bounded else "none", loss="own",
+            grid="geometry" if config.semantic_shapes_geometry else "feature",
+            shapes_geometry=config.semantic_shapes_geometry,
         ),
     )  # fmt: skip
 

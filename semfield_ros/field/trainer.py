@@ -15,7 +15,7 @@ import torch
 from ..config import TrainConfig
 from ..memory.replay import NeighbourBatch, PatchBatch, RayBatch, Replay
 from .hash_grid import choose_backend
-from .heads import head_loss
+from .heads import head_loss, learns_colour
 from .model import Field
 from .objectives import Objective
 from .optimiser import GridAdam, widen_moments
@@ -211,7 +211,7 @@ class Trainer:
         # the sample just before or just behind the surface, in turn, so that colour is not learnt off to one side
         ray = torch.arange(n, device=batch.depth_m.device)
         nearest = ray * (free + samples) + free + samples // 2 - ray % min(2, samples)
-        heads = [h for h in map(field.head, field.heads) if h.config.grid == "geometry" and not h.config.detach_grid]
+        heads = [head for head in map(field.head, field.heads) if learns_colour(head.config)]
         if self._fuses("geometry") and fused.fuses_rays(field):
             encoded, target = fused.guided(field, batch, free, samples, NEAR_M, self.generator)
             head = heads[0] if heads else None
