@@ -335,6 +335,9 @@ class HeadsConfig:
     segment_weight: Annotated[float, Between(0, 1000)] = 0.0
     """Of pixels of one 2-D segment being of one class, whichever (Panoptic Lifting); 0 = off."""
     language: LanguageConfig = nested(default_factory=LanguageConfig)
+    appearance: bool = False
+    """Learn a code of each keyframe's exposure and white balance (nerfacto); views are rendered as images are on
+    average. Colour is then not computed by the fused CPU kernels."""
     normals: bool = False
     """Predict normals, smoother than the slope of the shape (nerfacto)."""
     refine_poses: bool = False

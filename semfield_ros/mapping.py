@@ -36,9 +36,11 @@ from .memory.replay import Replay
 log = logging.getLogger(__name__)
 
 
-def colour_head() -> HeadConfig:
-    """Colour: on the geometry grid, seen from a direction."""
-    return HeadConfig("rgb", 3, grid="geometry", direction=True, layers=2, activation="sigmoid", shapes_geometry=True)
+def colour_head(images: int = 0) -> HeadConfig:
+    """Colour: on the geometry grid, seen from a direction, and in one of so many images, each with its own code."""
+    return HeadConfig(
+        "rgb", 3, grid="geometry", direction=True, layers=2, activation="sigmoid", shapes_geometry=True, images=images
+    )
 
 
 def language_head(dim: int, config: LanguageConfig | None = None) -> HeadConfig:
@@ -130,9 +132,12 @@ class Mapping:
         self.counts: Counter[str] = Counter()
         self.stamp_s = float("nan")
         self.samples = 0
+        images = config.memory.max_keyframes if config.heads.appearance else 0
         self.heads: dict[str, HeadConfig] = {
             head.name: head
-            for head in (colour_head(), language_head(feature_dim, config.heads.language), *heads_of(config.heads))
+            for head in (
+                colour_head(images), language_head(feature_dim, config.heads.language), *heads_of(config.heads)
+            )  # fmt: skip
         }
         """What the field is to know; teachers add to it when they first say something."""
         self.class_texts: torch.Tensor | None = None
@@ -216,6 +221,8 @@ class Mapping:
     def make_field(self, workspace: Workspace) -> None:
         """A fresh field and trainer."""
         self.field = Field(self.config.field, workspace, tuple(self.heads.values())).to(self.device)
+        for keyframe in self.remembered():
+            self.field.head("rgb").meet(keyframe.slot)
         self.field.class_texts = self.class_texts
         self.trainer = Trainer(self.field, self.config.train, objectives_of(self.config.heads, self.field))
 
@@ -259,6 +266,8 @@ class Mapping:
         assert self.replay is not None and self.keyframes is not None
         keyframe = self.keyframes.admit(frame)
         self.replay.write(keyframe.slot, frame, self.rng)
+        if self.field is not None:
+            self.field.head("rgb").meet(keyframe.slot)
         if self.cube is not None:
             margin_m = self.cube.margin_m
             self.replay.keep_inside(keyframe.slot, self.cube.low_m - margin_m, self.cube.high_m + margin_m)

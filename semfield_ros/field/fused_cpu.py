@@ -38,7 +38,7 @@ def fuses_rays(field: Field) -> bool:
     heads = [head for head in (field.head(name).config for name in field.heads) if learns_colour(head)]
     return type(field) is Field and len(heads) <= 1 and all(
         head.direction and head.layers == 2 and head.activation == "sigmoid" and head.loss == "l2"
-        and not head.late_linear and not head.frequencies
+        and not head.late_linear and not head.frequencies and not head.images
         for head in heads
     )  # fmt: skip
 
@@ -46,7 +46,7 @@ def fuses_rays(field: Field) -> bool:
 def fuses_language(head: Head) -> bool:
     """Whether `language` knows a head: one hidden layer, unit length, no direction."""
     config = head.config
-    plain = not (config.direction or config.detach_grid or config.frequencies)
+    plain = not (config.direction or config.detach_grid or config.frequencies or config.images)
     return config.layers == 1 and config.unit and plain
 
 

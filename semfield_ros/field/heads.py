@@ -22,6 +22,9 @@ from torch import nn
 from ..errors import ConfigError
 from .mlp import Mlp
 
+CODE = 32
+"""Length of an image's code (nerfacto)."""
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -38,6 +41,8 @@ class HeadConfig:
             A head on the geometry grid whose loss is not its own is one of colour. weight: of the loss.
         detach_grid: keep this head's gradients out of the grid it reads.
         shapes_geometry: where it is composited, its loss moves the weights and the geometry grid too.
+        images: it has a code of CODE numbers for each of so many keyframe slots (exposure, white balance: NeRF in the
+            Wild, Martin-Brualla et al. 2021), and sees the mean of all where no image is meant; 0 = none.
         knots_m: scales in metres, ascending, that the output depends on between (late_linear heads only): see
             `scale_head`. () = it depends on no scale.
     """
@@ -55,6 +60,7 @@ class HeadConfig:
     detach_grid: bool = False
     shapes_geometry: bool = False
     frequencies: int = 0
+    images: int = 0
     knots_m: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -63,6 +69,8 @@ class HeadConfig:
             raise ConfigError(f"head {self.name!r}: scales are for late_linear heads without unit, two knots at least")
         if any(not 0 < a < b for a, b in zip(self.knots_m, self.knots_m[1:])):
             raise ConfigError(f"head {self.name!r}: knots_m are {self.knots_m}; allowed: > 0 and ascending")
+        if self.images < 0:
+            raise ConfigError(f"head {self.name!r}: images {self.images}; allowed: >= 0")
         if not 0 <= self.frequencies <= 16:
             raise ConfigError(f"head {self.name!r}: frequencies {self.frequencies}; allowed: 0 to 16")
         if self.out_dim < 1 or self.layers < 0:
@@ -115,13 +123,30 @@ class Head(nn.Module):
     ):
         super().__init__()
         self.config = config
-        width = grid_width + (9 if config.direction else 0) + 6 * config.frequencies
+        width = grid_width + (9 if config.direction else 0) + 6 * config.frequencies + (CODE if config.images else 0)
         layers: list[nn.Module] = []
         for _ in range(config.layers):
             layers += [nn.Linear(width, hidden), nn.ReLU(inplace=True)]
             width = hidden
         self.trunk = Mlp(*layers, backend=backend, precision=precision)
         self.last = nn.Linear(width, config.out_dim)
+        if config.images:
+            self.codes = nn.Parameter(torch.zeros(config.images, CODE))
+            self.register_buffer("met", torch.zeros(config.images, dtype=torch.bool))
+
+    @torch.no_grad()
+    def meet(self, slot: int) -> None:
+        """A new image takes a slot: its code begins as what an image usually has."""
+        if self.config.images:
+            self.codes[slot] = self._code(None)
+            self.get_buffer("met")[slot] = True
+
+    def _code(self, images: torch.Tensor | None) -> torch.Tensor:
+        """Codes [N, CODE] of images [N]; of none the mean [CODE] of those that were met."""
+        if images is not None:
+            return self.codes[images]
+        met = self.get_buffer("met").to(self.codes.dtype)
+        return (self.codes * met[:, None]).sum(0) / met.sum().clamp_min(1)
 
     @property
     def width(self) -> int:
@@ -129,13 +154,15 @@ class Head(nn.Module):
         return self.config.out_dim
 
     def hidden(
-        self, encoded: torch.Tensor, directions: torch.Tensor | None, positions: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, encoded: torch.Tensor, directions: torch.Tensor | None, positions: torch.Tensor | None = None,
+        images: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """What is composited: [N, hidden + 1] for late_linear heads, the activated output [N, out_dim] for others.
 
         Args:
             encoded: [N, width] of the head's grid. directions: [N, 3], where it sees them. positions: [N, 3] in the
-                grid, where it sees their frequencies.
+                grid, where it sees their frequencies. images: [N] int64 keyframe slots, where it has codes of them;
+                None = as images are on average.
         """
         if self.config.detach_grid:
             encoded = encoded.detach()
@@ -148,6 +175,8 @@ class Head(nn.Module):
             if positions is None:
                 raise ConfigError(f"head {self.config.name!r} needs positions")
             encoded = torch.cat([encoded, position_frequencies(positions, self.config.frequencies)], -1)
+        if self.config.images:
+            encoded = torch.cat([encoded, self._code(images).expand(len(encoded), CODE)], -1)
         h: torch.Tensor = self.trunk(encoded)
         if self.config.late_linear:
             h = torch.cat([h, torch.ones_like(h[..., :1])], -1)

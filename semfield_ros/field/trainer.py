@@ -228,7 +228,7 @@ class Trainer:
         error = (field.distance(encoded).view(z.shape) / truncation - target).abs()
         losses = {"sdf": 5 * error[:, free:].mean(), "free": error[:, :free].mean() if free else error.new_zeros(())}
         for head in heads:
-            hidden = head.hidden(encoded[nearest], batch.directions)
+            hidden = head.hidden(encoded[nearest], batch.directions, images=batch.slots)
             losses[head.config.name] = head_loss(head.config, head.finish(hidden), batch.rgb)
         return losses, z.numel()
 
