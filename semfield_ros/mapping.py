@@ -136,8 +136,10 @@ class Mapping:
         self.heads: dict[str, HeadConfig] = {
             head.name: head
             for head in (
-                colour_head(images), language_head(feature_dim, config.heads.language), *heads_of(config.heads)
-            )  # fmt: skip
+                colour_head(images),
+                language_head(feature_dim, config.heads.language),
+                *heads_of(config.heads),
+            )
         }
         """What the field is to know; teachers add to it when they first say something."""
         self.class_texts: torch.Tensor | None = None
