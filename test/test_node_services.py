@@ -527,6 +527,8 @@ def test_a_recording_is_published_with_its_labels(robot):
         robot.join(bus.endpoint)
         robot.listen("/rgb/image", "sensor_msgs/msg/Image")
         robot.listen("/labels/image", "sensor_msgs/msg/Image")
+        heard = bus.publisher("sensor_msgs/msg/Image", "/labels/image")
+        until(lambda: heard.subscribers, 30.0)
         assert publish(bus, frames, rate=0, labels=True, stamps="source") == 3
         last = robot.heard("/labels/image", 3)[-1]
         np.testing.assert_array_equal(decode_labels(last), frames[-1].semantic)
