@@ -46,6 +46,7 @@ T = TypeVar("T")
 _SLICE_S = 0.05  # training goes on at most this long before the engine looks at its queues again
 _ENCODER_QUEUE = 4
 _TEACHER_QUEUE = 64
+_WARM_UP_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Engine:
         self._busy = False
         self._published = (-1, -1)
         self._threads: list[threading.Thread] = []
+        self._warming: threading.Thread | None = None
         self._naming, self._instance_ids = threading.Lock(), InstanceIds()
         self._named: Instances | None = None
 
@@ -130,7 +132,8 @@ class Engine:
             return
         if self.device == "cpu":
             # beside the first frames, which the point map answers alone
-            threading.Thread(target=warm_up, name="semfield-compile", daemon=True).start()
+            self._warming = threading.Thread(target=warm_up, name="semfield-compile", daemon=True)
+            self._warming.start()
         elif self.device.startswith("cuda"):
             language = language_head(self.encoder.dim, self.config.heads.language)
             rehearse(self.config.field, (colour_head(), language), self.device)
@@ -147,6 +150,9 @@ class Engine:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
+        if self._warming is not None:
+            # a process that ends while kernels are being loaded may be aborted
+            self._warming.join(_WARM_UP_S)
         self._fail_jobs(EngineError("the engine was stopped"))
 
     def _guard(self, loop: Callable[[], None]) -> None:
