@@ -33,7 +33,6 @@ from .mapping import Mapping
 from .memory.cubes import Cube
 from .memory.features import FeatureShape
 from .memory.keyframes import Keyframe, Keyframes
-from .memory.point_map import PointMap
 from .memory.replay import Replay
 
 FORMAT = 2
@@ -294,7 +293,7 @@ def read_snapshot(path: Path, config: SemfieldConfig, dim: int, device: str, *, 
     description, tensors = _read(path, wanted=wanted)
     mapping = Mapping(config, dim, device, cube_of(description))
     try:
-        mapping.points = PointMap(config.memory, 0, mapping.cube, config.heads.semantic_classes)
+        mapping.points = mapping.empty_points(feature_dim=0)
         mapping.points.load({k: v.numpy() for k, v in _part(tensors, "points").items()})
         described = description.get("masks", ())
         images = {"bytes": _mapped(path, "masks.bytes")} if described else {}

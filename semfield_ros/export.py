@@ -168,12 +168,12 @@ def field_mesh(snapshot: Snapshot, resolution_m: float = 0.01) -> tuple[np.ndarr
         distance, 0.0, spacing=(resolution_m,) * 3, gradient_direction="descent", mask=near
     )
     vertices = (vertices + low).astype(np.float32)
-    head, colours = field.head("rgb"), []
+    colours = []
     with torch.no_grad():
         for start in range(0, len(vertices), 262_144):
             x, along = (torch.from_numpy(np.ascontiguousarray(a[start : start + 262_144], np.float32)).to(device)
                         for a in (vertices, inwards))  # fmt: skip
-            colour = head.finish(head.hidden(field.encode("geometry", x), along))
+            colour = field.values("rgb", x, along)
             colours.append((colour.clamp(0, 1) * 255).round().byte().cpu().numpy())
     return vertices, faces.astype(np.int32), np.concatenate(colours)
 

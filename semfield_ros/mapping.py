@@ -123,7 +123,7 @@ class Mapping:
     def __init__(self, config: SemfieldConfig, feature_dim: int, device: str, cube: Cube | None = None):
         choose_backend(config.field.backend, torch.device(device).type)  # refuses what cannot compute here
         self.config, self.feature_dim, self.device, self.cube = config, feature_dim, device, cube
-        self.points = PointMap(config.memory, feature_dim, cube, config.heads.semantic_classes)
+        self.points = self.empty_points()
         self.masks = MaskStore(config.masks.store_mb * 2**20, config.memory)
         self.keyframes: Keyframes | None = None
         self.replay: Replay | None = None
@@ -152,6 +152,11 @@ class Mapping:
         self._revision = 0
         self._fresh: PointMap | None = None
         self._rebuilt: set[int] = set()
+
+    def empty_points(self, feature_dim: int | None = None) -> PointMap:
+        """A point map of this map's kind with nothing in it, for features of another length where one is given."""
+        dim = self.feature_dim if feature_dim is None else feature_dim
+        return PointMap(self.config.memory, dim, self.cube, self.config.heads.semantic_classes)
 
     @property
     def steps(self) -> int:
@@ -274,7 +279,7 @@ class Mapping:
             margin_m = self.cube.margin_m
             self.replay.keep_inside(keyframe.slot, self.cube.low_m - margin_m, self.cube.high_m + margin_m)
         self.counts["keyframes"] += 1
-        self.masks.keep({k.id for k in self.keyframes.items})
+        self.masks.keep(self.keyframes)
         brought = masks_of(frame)
         if brought is not None:
             self.add_masks(keyframe, frame, *brought)
@@ -325,7 +330,7 @@ class Mapping:
     def add_features(self, keyframe: Keyframe, frame: Frame, target: Target) -> None:
         """Attach a keyframe's feature measurements; ignored when it was dropped meanwhile."""
         assert self.replay is not None and self.keyframes is not None
-        if keyframe.id in {k.id for k in self.keyframes.items}:
+        if keyframe.id in self.keyframes:
             self.replay.write_target(keyframe.slot, target)
         self.points.fuse_features(frame, target)
         self.counts["encoded"] += 1
@@ -335,7 +340,7 @@ class Mapping:
         """Attach what a further encoder measured: each target under its name, of which most encoders have one, their
         own. The field gets a head for it the first time; the point map holds the main encoder's features only."""
         assert self.replay is not None and self.keyframes is not None
-        if keyframe.id not in {k.id for k in self.keyframes.items}:
+        if keyframe.id not in self.keyframes:
             return
         for teacher, target in targets.items():
             self.replay.write_target(keyframe.slot, target, teacher)
@@ -349,7 +354,7 @@ class Mapping:
     ) -> None:  # fmt: skip
         """Remember the 2-D masks of a keyframe, as far as their budget goes: see `memory.mask_store.mask_view`."""
         if self.config.masks.store_mb > 0 and self.keyframes is not None:
-            if keyframe.id in {k.id for k in self.keyframes.items}:
+            if keyframe.id in self.keyframes:
                 self.masks.add(mask_view(keyframe, frame, masks, names, confidence))
                 self._revision += 1
 
@@ -409,9 +414,7 @@ class Mapping:
         return self._fresh is not None
 
     def _remake_points(self) -> None:
-        self._fresh, self._rebuilt = PointMap(
-            self.config.memory, self.feature_dim, self.cube, self.config.heads.semantic_classes
-        ), set()
+        self._fresh, self._rebuilt = self.empty_points(), set()
 
     def _adopt_refined_poses(self) -> None:
         """Make the point map anew where learnt poses have left those it was made with by half a voxel. O(keyframes)."""

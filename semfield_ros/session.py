@@ -102,3 +102,16 @@ def feed(
     session.training_s = time.perf_counter() - session.started_s - session.mapping_s
     tell("training", 0.0, force=True)
     return session
+
+
+def take_in(engine: Engine, frames: Iterable[Frame], *, steps: int = 0, train_s: float = 0.0) -> None:
+    """Have a running engine map all frames, none dropped, and only then train: so many steps, or seconds where `steps`
+    is 0, or not at all. The engine stays paused."""
+    engine.pause()
+    for frame in frames:
+        engine.submit(frame, block=True)
+    engine.drain()
+    if steps:
+        engine.train(steps=steps)
+    elif train_s:
+        engine.train(seconds=train_s)

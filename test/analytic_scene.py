@@ -90,9 +90,14 @@ def stream(n: int, blocks=BLOCKS, first_s: float = 0.0) -> list[Frame]:
 
 def mapped(n: int, config: SemfieldConfig = SMALL, steps: int = 0, device: str = "cpu") -> Mapping:
     """A map of the first n frames of the stream, with the stub encoder's features, trained so many steps."""
+    return mapped_frames(stream(n), config, steps, device)
+
+
+def mapped_frames(frames, config: SemfieldConfig = SMALL, steps: int = 0, device: str = "cpu") -> Mapping:
+    """A map in which each of these frames is a keyframe, with the stub encoder's features, trained so many steps."""
     encoder = create(EncoderConfig(name="stub"))
     mapping = Mapping(config, encoder.dim, device)
-    for frame in stream(n):
+    for frame in frames:
         target = encoder.encode_frame(frame)
         mapping.saw(frame)
         mapping.add_features(mapping.add_keyframe(frame, FeatureShape.of(target)), frame, target)

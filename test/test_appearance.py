@@ -5,15 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from analytic_scene import CAMERA, RED, SMALL, cast, frame_at, ring
+from analytic_scene import CAMERA, RED, SMALL, cast, frame_at, mapped_frames, ring
 
 from semfield_ros.checkpoint import load, save
 from semfield_ros.config import EncoderConfig, HeadsConfig
 from semfield_ros.encoders import create
 from semfield_ros.errors import ConfigError
 from semfield_ros.field.heads import HeadConfig
-from semfield_ros.mapping import Mapping
-from semfield_ros.memory.features import FeatureShape
 from semfield_ros.query.view import render_view
 
 STUB = create(EncoderConfig(name="stub"))
@@ -23,16 +21,9 @@ GAINS = (1.0, 0.5)
 
 def mapped_exposures(config, steps, n=8):
     """Frames in turn as bright as they are, and half as bright."""
-    mapping = Mapping(config, STUB.dim, "cpu")
-    for i, T in enumerate(ring(n)):
-        frame = frame_at(T, 0.1 * i)
-        frame = replace(frame, rgb=(frame.rgb * GAINS[i % 2]).astype(np.uint8))
-        target = STUB.encode_frame(frame_at(T, 0.1 * i))
-        mapping.saw(frame)
-        mapping.add_features(mapping.add_keyframe(frame, FeatureShape.of(target)), frame, target)
-    for _ in range(steps):
-        mapping.train_step()
-    return mapping
+    frames = [frame_at(T, 0.1 * i) for i, T in enumerate(ring(n))]
+    dimmed = [replace(f, rgb=(f.rgb * GAINS[i % 2]).astype(np.uint8)) for i, f in enumerate(frames)]
+    return mapped_frames(dimmed, config, steps)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from analytic_scene import BLUE, CAMERA, RED, SMALL, cast, frame_at, ring
+from analytic_scene import BLUE, CAMERA, RED, SMALL, cast, frame_at, mapped_frames, ring
 
 from semfield_ros import checkpoint
 from semfield_ros.config import EncoderConfig
@@ -42,16 +42,7 @@ def masked(T: np.ndarray, number: int, as_segments: bool = False) -> Frame:
 
 def taught(kind: str, steps: int = STEPS, as_segments: bool = False, frames: int = 16) -> Mapping:
     config = replace(SMALL, heads=replace(SMALL.heads, instances=kind, label_rays=512))
-    encoder = create(EncoderConfig(name="stub"))
-    mapping = Mapping(config, encoder.dim, "cpu")
-    for number, T in enumerate(ring(frames)):
-        frame = masked(T, number, as_segments)
-        target = encoder.encode_frame(frame)
-        mapping.saw(frame)
-        mapping.add_features(mapping.add_keyframe(frame, FeatureShape.of(target)), frame, target)
-    for _ in range(steps):
-        mapping.train_step()
-    return mapping
+    return mapped_frames([masked(T, number, as_segments) for number, T in enumerate(ring(frames))], config, steps)
 
 
 @pytest.fixture(scope="module", params=["slots", "embedding"])

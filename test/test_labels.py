@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from analytic_scene import BLUE, CAMERA, RED, SMALL, STUB_DIM, cast, frame_at, ring, stream
+from analytic_scene import BLUE, CAMERA, RED, SMALL, STUB_DIM, cast, frame_at, mapped_frames, ring, stream
 
 from semfield_ros.checkpoint import load, save
 from semfield_ros.config import EncoderConfig, HeadsConfig, MemoryConfig
@@ -15,7 +15,6 @@ from semfield_ros.engine import Engine
 from semfield_ros.errors import ConfigError
 from semfield_ros.field.heads import HeadConfig
 from semfield_ros.frame import Segments
-from semfield_ros.mapping import Mapping
 from semfield_ros.memory.features import FeatureShape, FeatureStore
 from semfield_ros.memory.labels import LabelStore
 from semfield_ros.memory.replay import Replay
@@ -43,15 +42,8 @@ def replay_of(frames, config: MemoryConfig = SMALL.memory) -> Replay:
 
 
 def mapped_labels(n, config=LABELS, steps=0, every=1):
-    mapping = Mapping(config, STUB.dim, "cpu")
-    for i, T in enumerate(ring(n)):
-        frame = labelled(T, 0.1 * i) if i % every == 0 else frame_at(T, 0.1 * i)
-        target = STUB.encode_frame(frame)
-        mapping.saw(frame)
-        mapping.add_features(mapping.add_keyframe(frame, FeatureShape.of(target)), frame, target)
-    for _ in range(steps):
-        mapping.train_step()
-    return mapping
+    frames = [labelled(T, 0.1 * i) if i % every == 0 else frame_at(T, 0.1 * i) for i, T in enumerate(ring(n))]
+    return mapped_frames(frames, config, steps)
 
 
 def test_a_single_click_is_never_lost():

@@ -12,7 +12,6 @@ from semfield_ros.config import HeadsConfig  # noqa: E402
 from semfield_ros.field import normals  # noqa: E402
 from semfield_ros.field.heads import Head, HeadConfig, position_frequencies  # noqa: E402
 from semfield_ros.field.normals import (  # noqa: E402
-    exact_slope,
     field_normals,
     orientation_loss,
     predicted_normal_loss,
@@ -25,6 +24,17 @@ from semfield_ros.field.workspace import Workspace  # noqa: E402
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+def exact_slope(distance, points, create_graph=True):
+    """Gradient [N, 3] of a function that is differentiable in the position.
+
+    Without `create_graph` it is a number: a loss of it trains nothing.
+    """
+    with torch.enable_grad():
+        at = points.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(distance(at).sum(), at, create_graph=create_graph)
+    return gradient
 
 
 def test_slope_of_a_plane_is_exact_and_of_a_sphere_radial(generator):

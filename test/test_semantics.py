@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from analytic_scene import CAMERA, SMALL, STUB_DIM, cast, frame_at, ring
+from analytic_scene import CAMERA, SMALL, STUB_DIM, cast, frame_at, mapped_frames, ring
 
 from semfield_ros.config import EncoderConfig, HeadsConfig
 from semfield_ros.encoders import create
@@ -24,7 +24,6 @@ from semfield_ros.field.semantics import (
 )
 from semfield_ros.geometry import back_project
 from semfield_ros.mapping import Mapping
-from semfield_ros.memory.features import FeatureShape
 from semfield_ros.query.semantics import entropy_of, semantic_view, semantics_at
 
 TABLE, ON_RED, ON_BLUE = (0.0, -0.3, 0.0), (-0.14, -0.02, 0.16), (0.15, 0.02, 0.10)
@@ -41,13 +40,7 @@ def labelled_frame(T, stamp_s, labels=True):
 
 
 def learnt(frames, steps=200, config=CONFIG):
-    encoder, mapping = create(EncoderConfig(name="stub")), Mapping(config, STUB_DIM, "cpu")
-    for frame in frames:
-        target = encoder.encode_frame(frame)
-        mapping.add_features(mapping.add_keyframe(frame, FeatureShape.of(target)), frame, target)
-    for _ in range(steps):
-        mapping.train_step()
-    return mapping
+    return mapped_frames(frames, config, steps)
 
 
 def surface(n=12):

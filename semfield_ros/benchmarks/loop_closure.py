@@ -14,6 +14,7 @@ from ..engine import Engine
 from ..evaluation.simulated import Truth
 from ..evaluation.simulated import rate as rate_simulated
 from ..frame import Frame
+from ..session import take_in
 from .held_out import rate as rate_held_out
 from .report import json_line, mean, show_table
 
@@ -64,11 +65,7 @@ def run(*, console: Console, as_json: bool, seeds: int, train_s: float) -> int:
         exact = [replace(f, depth_m=np.where(f.depth_m < 1.6, f.depth_m, 0)) for f in exact]
 
         with Engine(config) as engine:
-            engine.pause()
-            for frame in drifted(frames):
-                engine.submit(frame, block=True)
-            engine.drain()
-            engine.train(seconds=train_s)
+            take_in(engine, drifted(frames), train_s=train_s)
             before = figures(engine, truth, exact)
             started = time.perf_counter()
             moved = engine.correct_poses("", [f.stamp_s for f in frames], [f.T_world_camera for f in frames])
@@ -82,11 +79,7 @@ def run(*, console: Console, as_json: bool, seeds: int, train_s: float) -> int:
                     spent = mark
                 after[mark] = figures(engine, truth, exact)
         with Engine(config) as engine:
-            engine.pause()
-            for frame in frames:
-                engine.submit(frame, block=True)
-            engine.drain()
-            engine.train(seconds=train_s + MARKS_S[-1])
+            take_in(engine, frames, train_s=train_s + MARKS_S[-1])
             clean = figures(engine, truth, exact)
         scenes.append({
             "seed": seed, "corrected": moved.corrected, "largest_m": moved.largest_translation_m, "call_s": call_s,

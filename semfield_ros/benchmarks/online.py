@@ -22,6 +22,7 @@ from ..evaluation.simulated import rate as rate_simulated
 from ..field.snapshot import Snapshot
 from ..frame import Frame
 from ..query.scores import Source, score_points
+from ..session import take_in
 from ..sources import open_source
 from .held_out import rate as rate_held_out
 from .report import json_line, mean, peak_rss_mb, show_table
@@ -49,11 +50,8 @@ def paused_engine(config: SemfieldConfig, frames: list[Frame]) -> tuple[Engine, 
     """A started engine that holds all frames and has not trained yet; and the seconds that mapping took."""
     engine = Engine(config)
     engine.start()
-    engine.pause()
     started = time.perf_counter()
-    for frame in frames:
-        engine.submit(frame, block=True)
-    engine.drain()
+    take_in(engine, frames)
     return engine, time.perf_counter() - started
 
 

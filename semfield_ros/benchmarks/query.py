@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from rich.console import Console
@@ -20,7 +17,7 @@ from ..query.labels import label_points
 from ..query.prompt import EncodedPrompts, Prompt
 from ..query.relevancy import pairwise_relevancy
 from ..query.scores import Source, field_cosines, map_cosines, score_points
-from .report import json_line, show_table
+from .report import json_line, median_seconds, show_table
 
 POINTS, PROMPTS, NEGATIVES, DIM = 1_000_000, 10, 4, 512
 
@@ -50,16 +47,6 @@ def snapshot_of(field: Field, points: np.ndarray, features: np.ndarray, voxel_si
     )  # fmt: skip
 
 
-def _seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    work()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))
-
-
 def run(*, console: Console, as_json: bool) -> int:
     """A million points in a field, 200,000 voxels of a point map; ten prompts, four negatives, 512 dimensions."""
     rng = np.random.default_rng(0)
@@ -77,15 +64,15 @@ def run(*, console: Console, as_json: bool) -> int:
     prompts = tuple(Prompt(str(q), (str(q),)) for q in range(PROMPTS))
     encoded = EncodedPrompts(prompts, texts[:PROMPTS], np.arange(PROMPTS), texts[PROMPTS:])
     difference = np.abs(field_cosines(field, points[:5000], texts) - naive_cosines(field, points[:5000], texts)).max()
-    factored_s = _seconds(lambda: relevancy(field_cosines(field, points, texts)))
-    naive_s = _seconds(lambda: relevancy(naive_cosines(field, points, texts)), repeats=1)
-    map_s = _seconds(lambda: relevancy(map_cosines(features, texts)))
+    factored_s = median_seconds(lambda: relevancy(field_cosines(field, points, texts)))
+    naive_s = median_seconds(lambda: relevancy(naive_cosines(field, points, texts)), repeats=1)
+    map_s = median_seconds(lambda: relevancy(map_cosines(features, texts)))
 
     def asked(source: Source) -> float:
-        return _seconds(lambda: score_points(snapshot, encoded, source=source))
+        return median_seconds(lambda: score_points(snapshot, encoded, source=source))
 
     asked_s = {"field": asked("field"), "points": asked("points")}
-    labelled_s = _seconds(lambda: label_points(snapshot, encoded, few))
+    labelled_s = median_seconds(lambda: label_points(snapshot, encoded, few))
     show_table(
         console, f"{PROMPTS} prompts, {NEGATIVES} negatives, {DIM} dimensions, {torch.get_num_threads()} threads",
         ["what", "points", "seconds"],

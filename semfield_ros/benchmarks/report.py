@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import resource
+import statistics
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +19,17 @@ def peak_rss_mb() -> float:
     """Peak resident memory of this process, MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform != "darwin" else peak / 2**20
+
+
+def median_seconds(work: Callable[[], object], repeats: int = 3) -> float:
+    """The median of some runs, after one that does not count."""
+    work()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return float(statistics.median(times))
 
 
 def mean(values: Sequence[float]) -> float:

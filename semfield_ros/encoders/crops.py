@@ -39,14 +39,6 @@ def grown_boxes(box: np.ndarray, width: int, height: int, levels: int = 3, growt
     return np.concatenate([np.maximum(low - grow, 0), np.minimum(high + grow, size)], axis=1).astype(np.int64)
 
 
-def crop_feature(
-    encoder: Encoder, rgb: np.ndarray, box: np.ndarray, levels: int = 3, growth: float = 0.1
-) -> np.ndarray:
-    """The mean [D] float32 (not normalised) of the unit features of a box's crops at all levels."""
-    height, width = rgb.shape[:2]
-    return np.asarray(encode_boxes(encoder, rgb, grown_boxes(box, width, height, levels, growth)).mean(0))
-
-
 def crop_features(
     encoder: Encoder,
     count: int,

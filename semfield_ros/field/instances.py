@@ -141,7 +141,7 @@ class Slots:
             return {}, 0
         ids, confidence, image = batch.ids, batch.confidence, batch.image
         head = field.head(SLOTS)
-        hidden = head.hidden(field.encode(head.config.grid, batch.points), None)
+        hidden = field.hidden(SLOTS, batch.points)
         with torch.no_grad():
             probability = head.finish(hidden).softmax(-1)
         self.begun = step if self.begun is None else self.begun

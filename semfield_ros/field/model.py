@@ -88,6 +88,11 @@ class Field(nn.Module):
         head, positions = self.head(name), self.workspace.to_unit(points_world)
         return head.hidden(self.grid(head.config.grid)(positions), directions, positions)
 
+    def values(self, name: str, points_world: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor:
+        """What a head says of points [N, 3], seen along directions [N, 3] where it sees them: `Head.finish` of
+        `hidden`. Differentiable."""
+        return self.head(name).finish(self.hidden(name, points_world, directions))
+
     def distance(self, encoded: torch.Tensor) -> torch.Tensor:
         """Signed distance [N] in metres (positive in front of surfaces), meaningful within the truncation band."""
         distance: torch.Tensor = self.sdf(encoded).squeeze(-1)

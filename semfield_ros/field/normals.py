@@ -40,17 +40,6 @@ def slope(distance: DistanceFunction, points: torch.Tensor, step_m: float) -> to
     return values @ corners / (4 * step_m)
 
 
-def exact_slope(distance: DistanceFunction, points: torch.Tensor, create_graph: bool = True) -> torch.Tensor:
-    """Gradient [N, 3] of a function that is differentiable in the position.
-
-    Without `create_graph` it is a number: a loss of it trains nothing.
-    """
-    with torch.enable_grad():
-        at = points.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(distance(at).sum(), at, create_graph=create_graph)
-    return gradient
-
-
 def orientation_loss(weights: torch.Tensor, normals: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
     """Mean over rays of sum_i w_i min(0, n_i . (-d))^2: what is seen must not face away (Verbin et al. 2022, eq. 11).
 
@@ -78,10 +67,9 @@ def field_normals(field: Field, points: torch.Tensor) -> torch.Tensor:
     return normalize(slope(distance, points, STEP * field.config.truncation_m), dim=-1)
 
 
-@torch.no_grad()
 def predicted_normals(field: Field, points: torch.Tensor) -> torch.Tensor:
     """Unit normals [N, 3] as the head predicts them; ConfigError where there is no such head."""
-    return field.head(HEAD).finish(field.hidden(HEAD, points))
+    return field.values(HEAD, points)
 
 
 def heads(config: HeadsConfig) -> tuple[HeadConfig, ...]:
@@ -111,7 +99,7 @@ class Normals(Stateless):
         points = rays.origins + rays.directions * rays.depth_m[:, None]
         normals = field_normals(field, points)[:, None]
         weights = torch.ones_like(normals[..., 0])
-        predicted = field.head(HEAD).finish(field.hidden(HEAD, points))[:, None]
+        predicted = predicted_normals(field, points)[:, None]
         return {
             HEAD: PREDICTED_WEIGHT * predicted_normal_loss(weights, normals, predicted),
             "orientation": ORIENTATION_WEIGHT * orientation_loss(weights, normals, normalize(rays.directions, dim=-1)),

@@ -116,5 +116,4 @@ class Points(Stateless):
 
 def at(field: Field, points: torch.Tensor) -> torch.Tensor:
     """The field's features [N, D] at points [N, 3]; differentiable."""
-    head = field.head(HEAD)
-    return head.finish(head.hidden(field.encode(head.config.grid, points), None))
+    return field.values(HEAD, points)

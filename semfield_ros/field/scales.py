@@ -99,8 +99,7 @@ def predicted(field: Field, points: torch.Tensor, scale_m: torch.Tensor) -> torc
     """Unit features [N, D] of the scale head at points [N, 3] and scales [N] in metres. Differentiable."""
     head = field.head(HEAD)
     assert isinstance(head, ScaleHead)
-    hidden = head.hidden(field.encode(head.config.grid, points), None)
-    return F.normalize(head.at(hidden, scale_m), dim=-1)
+    return F.normalize(head.at(field.hidden(HEAD, points), scale_m), dim=-1)
 
 
 class Scales(Stateless):

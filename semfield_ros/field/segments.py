@@ -14,7 +14,7 @@ from .heads import HeadConfig
 from .instance_losses import segment_consistency
 from .model import Field
 from .objectives import Stateless
-from .semantics import HEAD
+from .semantics import HEAD, log_probabilities
 
 IMAGES = 4
 """Keyframes a step; segments are those of one image."""
@@ -54,8 +54,6 @@ class Consistency(Stateless):
             return {}, 0
         # ids are those of one image
         segment = batch.slots[rows] * (int(batch.segment.max()) + 1) + batch.segment[rows]
-        head = field.head(HEAD)
-        out = head.finish(head.hidden(field.encode(head.config.grid, batch.points[rows]), None))
-        log_p = out.clamp_min(1e-8).log() if head.config.activation == "softmax" else out.log_softmax(-1)
+        log_p = log_probabilities(field.head(HEAD).config, field.values(HEAD, batch.points[rows]))
         loss = segment_consistency(log_p, segment, batch.confidence[rows])
         return {"segments": self.config.segment_weight * loss}, len(rows)

@@ -124,7 +124,7 @@ class Labels(Stateless):
         pairs = replay.neighbours(config.semantic_pairs, generator) if config.semantic_smoothness > 0 else None
         if pairs is not None:
             points = torch.cat([points, pairs.a, pairs.b])
-        out = head.finish(head.hidden(field.encode(head.config.grid, points), None))
+        out = field.values(HEAD, points)
         log_p = log_probabilities(head.config, out)
         kept = (replay.labels.named[batch.slots] >= PLENTY) & held_out(batch.pixel, batch.slots)
         self.wrong = self.wrong.to(log_p.device)

@@ -7,9 +7,10 @@ import torch
 
 from ..config import HeadsConfig
 from ..memory.replay import Replay
-from .heads import HeadConfig, head_loss
+from .heads import HeadConfig
 from .model import Field
 from .objectives import Stateless
+from .window import prediction_loss
 
 PREFIX = "teacher_"
 PATCHES, RAYS = 128, 16
@@ -43,10 +44,4 @@ class Distillation(Stateless):
         batch = replay.patches(PATCHES, RAYS, True, 0.0, generator, teacher=self.teacher)
         if batch is None or not len(batch.values):
             return {}, 0
-        head = field.head(self.name)
-        p, k = batch.valid.shape
-        hidden = field.hidden(self.name, batch.points.reshape(-1, 3)).view(p, k, -1)
-        weight = batch.valid.float()
-        mean = (hidden * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1)
-        loss = head_loss(head.config, head.finish(mean), batch.values, batch.confidence * weight.mean(1))
-        return {self.name: loss}, p * k
+        return {self.name: prediction_loss(field, batch, self.name)}, batch.valid.numel()

@@ -111,11 +111,11 @@ def patch_loss(head: Head, batch: PatchBatch, means: torch.Tensor) -> torch.Tens
     return head_loss(head.config, head.finish(means), batch.values, confidence)
 
 
-def prediction_loss(field: Field, batch: PatchBatch) -> torch.Tensor:
-    """How badly a field predicts measurements through the window they were drawn with: the training loss, a scalar."""
-    head = field.head("language")
+def prediction_loss(field: Field, batch: PatchBatch, name: str = "language") -> torch.Tensor:
+    """How badly a head predicts measurements through the window they were drawn with: the training loss, a scalar."""
+    head = field.head(name)
     p, k = batch.valid.shape
-    hidden = field.hidden("language", batch.points.reshape(-1, 3)).view(p, k, -1)
+    hidden = field.hidden(name, batch.points.reshape(-1, 3)).view(p, k, -1)
     weight = batch.valid.float()
     mean = (hidden * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1)
     return patch_loss(head, batch, mean)

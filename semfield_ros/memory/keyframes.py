@@ -50,6 +50,10 @@ class Keyframes:
     def _restack(self) -> None:
         self._poses = np.stack([k.T_world_camera for k in self.items]) if self.items else np.zeros((0, 4, 4))
 
+    def __contains__(self, keyframe_id: object) -> bool:
+        """Whether the keyframe of that id is remembered. O(keyframes)."""
+        return any(k.id == keyframe_id for k in self.items)
+
     def __len__(self) -> int:
         return len(self.items)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ..encoders.base import Encoder
     from ..evaluation.labelled_points import LabelledPoints
     from ..frame import Frame
-
-FIGURES = ("miou", "miou_all", "macc", "macc_all", "accuracy", "answered")
 
 
 @dataclass(frozen=True)
@@ -55,33 +53,9 @@ class Plan:
 
 def run(plan: Plan, console: Console) -> int:
     """Run the plan; returns the exit code."""
-    from ..benchmarks.report import json_line, mean, show_table
-    from ..config import EncoderConfig, demo_config
-    from ..encoders import create
-    from .openscene import scene_of
-    from .retrieval import show_retrieval
+    from .point_table import evaluate
 
-    config = replace(demo_config(), encoder=EncoderConfig(name=plan.encoder))
-    encoder = create(config.encoder)
-    found: list[dict[str, dict[str, float]]] = []
-    classes: tuple[str, ...] = ()
-    for seed in range(plan.seeds if plan.source == "simulator" else 1):
-        scene = scene_of(plan.source, seed, plan.frames, plan.width, plan.samples, config)
-        classes = scene.names
-        found.append(rated(scene, config, encoder, plan))
-    rows = {name: {k: mean([each[name][k] for each in found]) for k in found[0][name]} for name in found[0]}
-    show_table(
-        console, f"{plan.source}, {len(found)} scenes, {plan.encoder} encoder, {len(classes)} classes",
-        ["features", "mIoU", "mIoU all", "mAcc", "mAcc all", "accuracy", "answered", "s / frame"],
-        [[name, *(row[k] for k in FIGURES), row["frame_s"]] for name, row in rows.items() if "miou" in row],
-    )  # fmt: skip
-    show_retrieval(console, rows)
-    if plan.json:
-        settings = {k: v for k, v in vars(plan).items() if k not in ("source", "json")}
-        report = {"protocol": "conceptfusion", "source": plan.source, "scenes": len(found), "metrics": rows,
-                  "classes": list(classes), "settings": settings}  # fmt: skip
-        console.print(json_line(report), soft_wrap=True, highlight=False, markup=False)
-    return 0
+    return evaluate("conceptfusion", plan, rated, console, "features", {"frame_s": "s / frame"})
 
 
 def true_masks(frame: Frame) -> np.ndarray:

@@ -237,16 +237,10 @@ def _recorded(plan: Plan) -> tuple[list[Frame], list[Frame]]:
 
 def _mapped(plan: Plan, config: SemfieldConfig, frames: Sequence[Frame]) -> tuple[Engine, Snapshot]:
     from ..engine import Engine
+    from ..session import take_in
 
     with Engine(config) as engine:
-        engine.pause()
-        for frame in frames:
-            engine.submit(frame, block=True)
-        engine.drain()
-        if plan.steps:
-            engine.train(steps=plan.steps)
-        else:
-            engine.train(seconds=plan.train_s)
+        take_in(engine, frames, steps=plan.steps, train_s=plan.train_s)
         return engine, engine.snapshot(fresh=True)
 
 

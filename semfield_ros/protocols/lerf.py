@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +115,7 @@ SETTINGS = ("seeds", "frames", "steps", "views", "period", "smallest", "scales")
 def _scene(plan: Plan, seed: int) -> dict[str, Any]:
     """Map and train one scene, ask for everything in it, everywhere and in views."""
     from ..benchmarks.online import paused_engine
+    from ..benchmarks.report import median_seconds
     from ..config import HeadsConfig, PyramidConfig, demo_config
     from ..evaluation.simulated import Truth
     from ..query.prompt import PromptEncoder
@@ -141,7 +141,7 @@ def _scene(plan: Plan, seed: int) -> dict[str, Any]:
         started = time.perf_counter()
         crops = len(engine.teachers["pyramid"].encode_frame(frames[0]).values)
         pyramid_s = time.perf_counter() - started
-        frame_s = _seconds(lambda: engine.encoder.encode_frame(frames[0]))
+        frame_s = median_seconds(lambda: engine.encoder.encode_frame(frames[0]))
     prompts = truth.prompts()
     assert snapshot.field is not None
     scales = searched_scales(snapshot.field, plan.scales)
@@ -156,8 +156,8 @@ def _scene(plan: Plan, seed: int) -> dict[str, Any]:
     one = texts["scales"].encode(prompts[:1])
     return figures | {
         "scale_m": dict(zip(prompts, found.scale_m.tolist())),
-        "one_pass_s": _seconds(lambda: score_scales(snapshot, one, scales_m=scales)),
-        "dense_s": _seconds(lambda: score_points(snapshot, one, source="field")),
+        "one_pass_s": median_seconds(lambda: score_scales(snapshot, one, scales_m=scales)),
+        "dense_s": median_seconds(lambda: score_points(snapshot, one, source="field")),
         **_against_passes(snapshot, one, scales),
         "voxels": float(snapshot.measured.sum()), "crops": float(crops), "pyramid_s": pyramid_s, "frame_s": frame_s,
         "pyramids": float(pyramids), "keyframes": float(keyframes),
@@ -239,14 +239,3 @@ def _against_passes(snapshot: Snapshot, texts: EncodedPrompts, scales: np.ndarra
     # elsewhere one pass answers for the nearest scale that was taught, many do not
     apart = [np.abs(once.cosines(s) - e)[once.knows(s)].max(initial=0) for s, e in zip(scales.tolist(), each)]
     return {"passes_s": passes_s, "difference": float(max(apart))}
-
-
-def _seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """The median of some runs, after one that does not count."""
-    work()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))

@@ -167,12 +167,10 @@ def _simulated(plan: Plan, console: Console) -> dict[str, Any]:
 def mapped(frames: list[Frame], config: SemfieldConfig, encoder: Encoder) -> Snapshot:
     """What the engine has mapped of a stream, masks and all, without training."""
     from ..engine import Engine
+    from ..session import take_in
 
     with Engine(config, encoder) as engine:
-        engine.pause()
-        for frame in frames:
-            engine.submit(frame, block=True)
-        engine.drain()
+        take_in(engine, frames)
         return engine.snapshot(fresh=True)
 
 

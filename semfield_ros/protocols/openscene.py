@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ..query.prompt import EncodedPrompts
 
 FUSED = ("openscene", "openscene_matterport")
-FIGURES = ("miou", "miou_all", "macc", "macc_all", "accuracy", "answered")
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -55,52 +53,9 @@ class Plan:
 
 def run(plan: Plan, console: Console) -> int:
     """Run the plan; returns the exit code."""
-    from ..benchmarks.report import json_line, mean, show_table
-    from ..config import EncoderConfig, demo_config
-    from ..encoders import create
-    from .retrieval import show_retrieval
+    from .point_table import evaluate
 
-    config = demo_config()
-    config = replace(config, encoder=EncoderConfig(name=plan.encoder))
-    encoder = create(config.encoder)
-    found: list[dict[str, dict[str, float]]] = []
-    classes: tuple[str, ...] = ()
-    for seed in range(plan.seeds if plan.source == "simulator" else 1):
-        scene = scene_of(plan.source, seed, plan.frames, plan.width, plan.samples, config)
-        classes = scene.names
-        found.append(rated(scene, config, encoder, plan))
-    rows = {name: {k: mean([each[name][k] for each in found]) for k in found[0][name]} for name in found[0]}
-    scored = {name: row for name, row in rows.items() if "miou" in row}
-    show_table(
-        console, f"{plan.source}, {len(found)} scenes, {plan.encoder} encoder, {len(classes)} classes",
-        ["points answered by", "mIoU", "mIoU all", "mAcc", "mAcc all", "accuracy", "answered", "seconds"],
-        [[name, *(row[k] for k in FIGURES), row["seconds"]] for name, row in scored.items()],
-    )  # fmt: skip
-    show_retrieval(console, rows)
-    if plan.json:
-        settings = {k: v for k, v in vars(plan).items() if k not in ("source", "json")}
-        report = {"protocol": "openscene", "source": plan.source, "scenes": len(found), "metrics": rows,
-                  "classes": list(classes), "settings": settings}  # fmt: skip
-        console.print(json_line(report), soft_wrap=True, highlight=False, markup=False)
-    return 0
-
-
-def scene_of(
-    source: str, seed: int, frames: int, width: int, samples: int, config: SemfieldConfig
-) -> LabelledPoints:
-    """A simulated scene, or a recording with labels."""
-    from ..evaluation.labelled_points import LabelledPoints
-    from ..sources import open_source
-
-    if source == "simulator":
-        from ..sources.simulator import Simulator, SimulatorConfig
-
-        simulator = Simulator(
-            SimulatorConfig(seed=seed, frames=frames, width=width, height=width * 3 // 4, processes=0)
-        )
-        return LabelledPoints.of_simulator(simulator, config, samples)
-    opened = open_source(source, width=width, limit=frames, frame_config=config.frame)
-    return LabelledPoints.of_frames(opened, getattr(opened, "class_names", ()), config)
+    return evaluate("openscene", plan, rated, console, "points answered by", {"seconds": "seconds"})
 
 
 def rated(

@@ -210,6 +210,7 @@ def rate(plan: Plan, scene: Scene, method: Method) -> dict[str, dict[str, float]
     from ..query.instances import InstanceIds
     from ..query.pieces import APART_M, MIN_POINTS, pieces
     from ..query.semantics import semantic_view, semantics_at
+    from ..session import take_in
 
     heads = replace(
         scene.config.heads, instances=method, semantic_classes=len(scene.names) - 1, class_names=scene.names[1:]
@@ -220,14 +221,7 @@ def rate(plan: Plan, scene: Scene, method: Method) -> dict[str, dict[str, float]
     config = replace(scene.config, heads=heads, memory=memory)
     started = time.perf_counter()
     with Engine(config) as engine:
-        engine.pause()
-        for frame in scene.train:
-            engine.submit(frame, block=True)
-        engine.drain()
-        if plan.steps:
-            engine.train(steps=plan.steps)
-        else:
-            engine.train(seconds=plan.train_s)
+        take_in(engine, scene.train, steps=plan.steps, train_s=plan.train_s)
         seconds = time.perf_counter() - started
         snapshot = engine.snapshot(fresh=True)
     stuff = stuff_of(scene.train, len(scene.names))

@@ -248,6 +248,7 @@ def _outcome(plan: Plan, scene: Scene, labels: Corrupted) -> Outcome:
     """Map the frames with these labels, train, and rate."""
     from ..engine import Engine
     from ..evaluation.labelled_views import rate
+    from ..session import take_in
     from .semantic_peer import semantic_nerf
 
     config = _configured(plan, scene)
@@ -257,14 +258,7 @@ def _outcome(plan: Plan, scene: Scene, labels: Corrupted) -> Outcome:
     ]
     started = time.perf_counter()
     with Engine(config) as engine:
-        engine.pause()
-        for frame in frames:
-            engine.submit(frame, block=True)
-        engine.drain()
-        if plan.steps:
-            engine.train(steps=plan.steps)
-        else:
-            engine.train(seconds=plan.train_s)
+        take_in(engine, frames, steps=plan.steps, train_s=plan.train_s)
         seconds = time.perf_counter() - started
         snapshot = engine.snapshot(fresh=True)
     far_m, classes = config.frame.max_depth_m, len(scene.names)

@@ -146,7 +146,7 @@ def head_values(field: Field, points: np.ndarray, chunk: int = 65536) -> np.ndar
     device, parts = head.last.weight.device, []
     for start in range(0, len(points), chunk):
         x = torch.from_numpy(np.ascontiguousarray(points[start : start + chunk], np.float32)).to(device)
-        parts.append(head.finish(head.hidden(field.encode(head.config.grid, x), None)).cpu().numpy())
+        parts.append(field.values(head.config.name, x).cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros((0, head.config.out_dim), np.float32)
 
 

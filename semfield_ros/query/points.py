@@ -212,9 +212,8 @@ def _known(
 @torch.no_grad()
 def _head_at(field: Field, name: str, points: np.ndarray) -> np.ndarray:
     """Outputs [N, out_dim] of a head at points [N, 3]."""
-    head = field.head(name)
     x = torch.from_numpy(np.ascontiguousarray(points, np.float32)).to(next(field.parameters()).device)
-    out: np.ndarray = head.finish(head.hidden(field.encode(head.config.grid, x), None)).cpu().numpy()
+    out: np.ndarray = field.values(name, x).cpu().numpy()
     return out
 
 

@@ -123,7 +123,7 @@ def _field_at(snapshot: Snapshot, points: np.ndarray) -> tuple[np.ndarray, np.nd
     for start in range(0, len(points), _CHUNK):
         x = torch.from_numpy(np.ascontiguousarray(points[start : start + _CHUNK], np.float32))
         x = x.to(next(field.parameters()).device)
-        out = head.finish(head.hidden(field.encode(head.config.grid, x), None))
+        out = field.values(HEAD, x)
         log_p = log_probabilities(head.config, out)
         sigma = density_of_distance(field.distance_at(x), field.config.truncation_m, stretch(x, field.workspace))
         logits = log_p if head.config.activation == "softmax" else out
