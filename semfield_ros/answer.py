@@ -12,6 +12,7 @@ from .cloud import SurfaceCloud
 from .config import SemfieldConfig
 from .errors import QueryError
 from .field.snapshot import Snapshot
+from .objects.grasping import with_grasps
 from .objects.objects import Object, find_objects
 from .query.prompt import EncodedPrompts, PromptEncoder
 from .query.relevancy import peak
@@ -169,9 +170,12 @@ def answer(
                 least_score = min(seed, bottom)
             found = find_objects(
                 cloud, values[:, q], prompt=prompt.label, high=seed, low=least_score, config=objects,
-                gripper=config.gripper if grasps else None, seen=scores.seen, stamp_s=snapshot.stamp_s,
-                evidence=evidence, least=least,
+                seen=scores.seen, stamp_s=snapshot.stamp_s, evidence=evidence, least=least,
             )  # fmt: skip
+            if grasps:
+                found = with_grasps(
+                    found, cloud, objects_config=config.objects, gripper=config.gripper, config=config.grasp
+                )
         answers.append(PromptAnswer(prompt.label, best, bool(found), tuple(found)))
     share = scores.from_field[scores.seen].mean() if scores.seen.any() else 0.0
     used = "field" if share > 0.95 else "points" if share == 0 else "mixed"

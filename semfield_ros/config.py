@@ -579,6 +579,34 @@ class GripperConfig:
 
 
 @dataclass(frozen=True)
+class GraspConfig:
+    """How grasps are looked for."""
+
+    planner: Annotated[str, Live()] = "antipodal"
+    """antipodal, or somebody's own as module:attribute (see `objects.grasps.GraspPlanner`)."""
+    source: Annotated[Literal["auto", "field", "points"], Live()] = "auto"
+    """Where surface, normals and clearance come from; auto = the field where it has been trained."""
+    unseen: Annotated[Literal["occupied", "free"], Live()] = "occupied"
+    """What space that no camera saw is taken for."""
+    max_approach_deg: Annotated[float, Between(1, 180), Live()] = 100.0
+    """Approaches lie within this of straight down."""
+    standoff_m: Annotated[float, Between(0, 10), Live()] = 0.1
+    """The straight way in begins so far back; it must be free."""
+    retreat_m: Annotated[float, Between(0, 10), Live()] = 0.1
+    """The object is first lifted by this, straight up."""
+    reach_from: Annotated[tuple[float, float, float], Live()] = (0.0, 0.0, 0.0)
+    """Where the arm stands, in global_frame, metres."""
+    reach_m: Annotated[float, Between(0, 1000), Live()] = 0.0
+    """Grasps farther from there are out of reach; 0 = no limit."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.planner.strip()), "planner", self.planner, "a name, or module:attribute")
+        require(0 < self.max_approach_deg <= 180, "max_approach_deg", self.max_approach_deg, "0 to 180, not 0")
+        for name in ("standoff_m", "retreat_m", "reach_m"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """Threads, queues and schedules."""
 
@@ -614,6 +642,7 @@ class SemfieldConfig:
     objects: ObjectConfig = nested(default_factory=ObjectConfig)
     masks: MaskConfig = nested(default_factory=MaskConfig)
     gripper: GripperConfig = nested(default_factory=GripperConfig)
+    grasp: GraspConfig = nested(default_factory=GraspConfig)
     engine: EngineConfig = nested(default_factory=EngineConfig)
 
 

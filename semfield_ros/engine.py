@@ -23,7 +23,7 @@ import torch
 from .answer import Answer, answer, in_region
 from .atlas import AnyMap, new_map
 from .atlas_files import load_map, save_map
-from .config import GripperConfig, ObjectConfig, QueryConfig, SemfieldConfig
+from .config import GraspConfig, GripperConfig, ObjectConfig, QueryConfig, SemfieldConfig
 from .encoders import create, teacher
 from .encoders.base import Encoder, Target, in_steps
 from .encoders.masks import mask_maker
@@ -257,9 +257,11 @@ class Engine:
             self._training = not paused
             self._changed.notify_all()
 
-    def set_matching(self, query: QueryConfig, objects: ObjectConfig, gripper: GripperConfig) -> None:
+    def set_matching(
+        self, query: QueryConfig, objects: ObjectConfig, gripper: GripperConfig, grasp: GraspConfig
+    ) -> None:
         """Change how words are matched, objects made and grasped; the map stays, queries from now on follow."""
-        self.config = replace(self.config, query=query, objects=objects, gripper=gripper)
+        self.config = replace(self.config, query=query, objects=objects, gripper=gripper, grasp=grasp)
         self.prompts.config = query
 
     def drain(self, timeout_s: float | None = None) -> bool:

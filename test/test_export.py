@@ -11,10 +11,10 @@ import pytest
 import trimesh
 from surface_shapes import box, cloud_of, moved, mug, table
 
-from semfield_ros.config import GripperConfig
+from semfield_ros.config import GraspConfig, GripperConfig, ObjectConfig
 from semfield_ros.errors import ConfigError
 from semfield_ros.export import objects_json, quaternion_xyzw, write_json, write_ply
-from semfield_ros.objects import find_objects
+from semfield_ros.objects import find_objects, with_grasps
 
 
 @pytest.fixture
@@ -121,7 +121,10 @@ def test_objects_json_round_trip(tmp_path):
     )
     score = np.where(cloud.rgb[:, 0] == 90, 0.2, 0.8)
     gripper = GripperConfig()
-    objects = find_objects(cloud, score, prompt="thing", high=0.6, low=0.5, gripper=gripper, stamp_s=12.5)
+    objects = find_objects(cloud, score, prompt="thing", high=0.6, low=0.5, stamp_s=12.5)
+    objects = with_grasps(
+        objects, cloud, objects_config=ObjectConfig(), gripper=gripper, config=GraspConfig()
+    )
     assert len(objects) == 2 and all(o.grasps for o in objects)
     data = objects_json(objects, global_frame="map", stamp_s=12.5, gripper=gripper)
     read = json.loads(write_json(tmp_path / "objects.json", data).read_text())

@@ -10,7 +10,7 @@ from surface_shapes import about_x, about_z, box, cylinder, join, moved, mug, sp
 from semfield_ros.config import GripperConfig
 from semfield_ros.errors import ConfigError
 from semfield_ros.objects import Grasp, grasp_candidates
-from semfield_ros.objects.grasps import diverse
+from semfield_ros.objects.antipodal_planner import diverse
 
 GRIPPER = GripperConfig()
 TABLE = table()[0]

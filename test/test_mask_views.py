@@ -7,7 +7,7 @@ import pytest
 from analytic_scene import BLUE, RED, SMALL, cast, frame_at, ring
 from scipy import sparse
 
-from semfield_ros.config import EncoderConfig, GripperConfig, MaskConfig
+from semfield_ros.config import EncoderConfig, GraspConfig, GripperConfig, MaskConfig, ObjectConfig
 from semfield_ros.encoders import create
 from semfield_ros.encoders.boxes import encode_boxes
 from semfield_ros.encoders.crops import crop_features, grown_boxes
@@ -17,6 +17,7 @@ from semfield_ros.frame import Segments
 from semfield_ros.geometry import project
 from semfield_ros.memory.keyframes import Keyframe
 from semfield_ros.memory.mask_store import mask_view
+from semfield_ros.objects import with_grasps
 from semfield_ros.objects.instance_objects import instance_objects
 from semfield_ros.objects.mask_instances import ask, find_instances
 from semfield_ros.objects.mask_views import mask_incidence, top_views, visible_boxes
@@ -281,7 +282,10 @@ def test_instances_are_objects_with_boxes_and_grasps():
     found = find_instances(snapshot, encoder)
     score = ask(found, texts, ["blue"])[:, 0]
     gripper = GripperConfig(max_width_m=0.25)
-    objects = instance_objects(found, score, prompt="blue", least=float(np.sort(score)[-2]), gripper=gripper)
+    objects = instance_objects(found, score, prompt="blue", least=float(np.sort(score)[-2]))
+    objects = with_grasps(
+        objects, found.cloud, objects_config=ObjectConfig(), gripper=gripper, config=GraspConfig()
+    )
     assert [o.score for o in objects] == sorted((float(s) for s in score if s >= np.sort(score)[-2]), reverse=True)
     best = objects[0]
     low, high = np.array(BLUE.low), np.array(BLUE.high)

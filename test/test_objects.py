@@ -10,9 +10,9 @@ import trimesh
 from surface_shapes import about_x, about_z, box, cloud_of, cylinder, disc, moved, mug, sphere, table, tube
 
 from semfield_ros.cloud import SurfaceCloud
-from semfield_ros.config import GripperConfig, ObjectConfig
+from semfield_ros.config import GraspConfig, GripperConfig, ObjectConfig
 from semfield_ros.errors import ConfigError, QueryError
-from semfield_ros.objects import confidence, find_objects, principal_box, upright_box
+from semfield_ros.objects import confidence, find_objects, principal_box, upright_box, with_grasps
 from semfield_ros.objects.objects import supports_of
 from semfield_ros.objects.support import support_heights, support_patch
 
@@ -22,10 +22,23 @@ SPACINGS = [0.004, 0.01, 0.02]
 
 def search(*parts, noise=0.01, seed=0, **options):
     """find_objects on (surface, colour, score) parts, with a little noise on the scores."""
+    cloud, score = scored(*parts, noise=noise, seed=seed)
+    return find_objects(cloud, score, **{"prompt": "thing", "high": 0.6, "low": 0.55, **options})
+
+
+def search_grasps(*parts):
+    """The same, with grasps."""
+    return with_grasps(
+        search(*parts), scored(*parts)[0],
+        objects_config=ObjectConfig(), gripper=GripperConfig(), config=GraspConfig(),
+    )  # fmt: skip
+
+
+def scored(*parts, noise=0.01, seed=0):
+    """The cloud [N] of (surface, colour, score) parts, and its scores."""
     cloud = cloud_of(*((surface, colour) for surface, colour, _ in parts))
     score = np.concatenate([np.broadcast_to(s, len(surface[0])) for surface, _, s in parts]).astype(np.float32)
-    score = score + np.random.default_rng(seed).normal(0, noise, len(score)).astype(np.float32)
-    return find_objects(cloud, score, **{"prompt": "thing", "high": 0.6, "low": 0.55, **options})
+    return cloud, score + np.random.default_rng(seed).normal(0, noise, len(score)).astype(np.float32)
 
 
 def wood(spacing=0.01, score=0.4):
@@ -210,17 +223,17 @@ def test_most_objects_and_the_best_first():
 def test_grasps_come_along_and_avoid_neighbours_and_the_hidden_table():
     can = cylinder(0.03, 0.1)
     top = table(away_from=[(0, 0, 0.1)])  # nobody saw the table near the can
-    plain = search((can, WHITE, 0.7), (top, WOOD, 0.4), gripper=GripperConfig())
+    plain = search_grasps((can, WHITE, 0.7), (top, WOOD, 0.4))
     assert plain[0].grasps and plain[0].grasps[0].approach == "top"
     assert all(g.T_world_gripper[2, 3] >= 0.004 for g in plain[0].grasps)
     neighbour = box([0.05, 0, 0.1], [0.03, 0.3, 0.2])
-    beside = search((can, WHITE, 0.7), (top, WOOD, 0.4), (neighbour, BLUE, 0.1), gripper=GripperConfig())
+    beside = search_grasps((can, WHITE, 0.7), (top, WOOD, 0.4), (neighbour, BLUE, 0.1))
     assert beside[0].grasps and all(abs(g.T_world_gripper[0, 0]) < 0.75 for g in beside[0].grasps)
 
 
 def test_the_same_input_gives_the_same_objects():
     parts = [(moved(mug(), (0.2 * k, 0, 0)), WHITE, 0.7) for k in range(3)]
-    a, b = (search(*parts, wood(), gripper=GripperConfig()) for _ in range(2))
+    a, b = (search_grasps(*parts, wood()) for _ in range(2))
     for x, y in zip(a, b):
         np.testing.assert_array_equal(x.rows, y.rows)
         assert x.id == y.id and x.score == y.score and len(x.grasps) == len(y.grasps)

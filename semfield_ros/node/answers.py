@@ -19,7 +19,8 @@ from ..messages.poses import header_of, pose_of, time_of
 from ..messages.types import types
 from ..objects import Grasp, Object
 from ..objects.boxes import unit
-from ..objects.objects import SUPPORT_SPACING_M, supports_of
+from ..objects.grasping import SUPPORT_SPACING_M
+from ..objects.objects import supports_of
 from ..objects.support import support_patch
 from ..query.scales import ScaleScores
 from ..viewer import gripper_lines, overlay

@@ -95,9 +95,10 @@ class SemfieldNode:
         """Take over the settings that may change while everything runs: matching, objects, gripper, outputs."""
         before = self.config
         self.config = replace(
-            before, query=config.query, objects=config.objects, gripper=config.gripper, output=config.output
-        )
-        self.engine.set_matching(config.query, config.objects, config.gripper)
+            before, query=config.query, objects=config.objects, gripper=config.gripper, grasp=config.grasp,
+            output=config.output,
+        )  # fmt: skip
+        self.engine.set_matching(config.query, config.objects, config.gripper, config.grasp)
         if config.output.vocabulary != before.output.vocabulary:
             self.world.vocabulary = config.output.vocabulary
         if config.output.prompts != before.output.prompts:

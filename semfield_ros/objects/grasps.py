@@ -1,34 +1,19 @@
-"""Grasp candidates for a parallel gripper from surface points with normals: antipodal pairs, approaches, collisions.
+"""Grasps: what is asked of a planner, what it answers, and what any planner must look like.
 
-Rims, handles and necks are found like any other pair: a mug's wall is an outer and an inner surface a few millimetres
-apart. Work is bounded: at most MAX_PAIRS pairs of MAX_SAMPLES samples, each with 7 approaches and 3 depths.
+A planner sees a `GraspScene`, nothing else: not where the surface came from (field, point map, exact geometry), nor who
+asks. So the same planner serves them all, and a robot owner's own takes its place by name (`grasp.planner`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
-from scipy.spatial import cKDTree
 
-from ..config import GripperConfig
-from ..errors import ConfigError
-from .antipodal import Pairs, antipodal_pairs, guess_unseen
-from .boxes import finite_points, horizontal_basis, unit, upright_box
-from .gripper import between, hits, outline
+from ..config import GraspConfig, GripperConfig
 
 Approach = Literal["top", "oblique", "side"]
-
-MAX_SAMPLES = 400
-MAX_PAIRS = 128
-ANGLES_DEG = (0.0, -30.0, 30.0, -60.0, 60.0, -90.0, 90.0)
-"""Approaches of a pair: the one nearest straight down, turned about the closing axis."""
-TIPS = (0.5, 1.0, 0.2)
-"""How far the fingertips reach past the contacts, in finger breadths; the first that is free is taken."""
-ESTIMATED_FACTOR = 0.6
-MAX_PRODUCT = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -51,203 +36,84 @@ class Grasp:
     contacts: np.ndarray
     measured: bool = True
 
+    def backed_off(self, distance_m: float) -> np.ndarray:
+        """[4, 4]: the same pose `distance_m` back along the approach; where the straight way in begins."""
+        T = self.T_world_gripper.copy()
+        T[:3, 3] -= distance_m * T[:3, 2]
+        return T
 
-def grasp_candidates(
-    points: np.ndarray,
-    normals: np.ndarray,
-    surroundings_points: np.ndarray,
-    *,
-    gripper: GripperConfig | None = None,
-    up: np.ndarray | Sequence[float] = (0.0, 0.0, 1.0),
-    seed: int = 0,
-) -> list[Grasp]:
-    """Ranked, diverse, collision-free grasps of one object; none is a normal answer.
+    def raised(self, distance_m: float, up: np.ndarray) -> np.ndarray:
+        """[4, 4]: the same pose `distance_m` along `up`; where the object is taken first."""
+        T = self.T_world_gripper.copy()
+        T[:3, 3] += distance_m * np.asarray(up)
+        return T
 
-    Ranking: approach from above, antipodal quality, closeness to the middle of the object, clearance. Where fewer than
-    half the wanted candidates have both contacts measured, the unseen side is guessed by half a turn about the box's
-    vertical axis; such candidates rank lower and say so (`Grasp.measured`).
 
-    Args:
-        points, normals: [N, 3] of the object, metres, unit normals towards the seen side (0 = unknown). Rows that are
-            not finite are ignored.
-        surroundings_points: [M, 3] of everything else within reach: the table, other objects.
-        up: against gravity. seed: of the subsample of large objects.
+class Clearance(Protocol):
+    """Space around an object, asked at points [N, 3] in global_frame."""
 
-    Raises:
-        ConfigError: shapes that do not fit.
+    def distance(self, points: np.ndarray) -> np.ndarray:
+        """[N] float32 metres to the nearest surface, negative inside of things; exact near surfaces, at least the sign
+        is elsewhere. What is unknown may be anything."""
+        ...
+
+    def unknown(self, points: np.ndarray) -> np.ndarray:
+        """[N] bool: no camera has seen what is there, neither surface nor free space."""
+        ...
+
+
+@dataclass(frozen=True)
+class GraspScene:
+    """One object among its surroundings, in global_frame, metres.
+
+    Attributes:
+        own: [N, 3] float64 points of the whole object. own_normals: [N, 3] unit, towards the seen side (0 = unknown).
+        own_rgb: [N, 3] uint8.
+        target_rows: [T] int64 rows of `own` that may be held: all of them, or those of the part that was asked for.
+        surroundings: [M, 3] everything else within reach, also what the object hides of the support under it.
+        up: [3] unit, against gravity. view_points: [V, 3] where cameras were that saw the object.
+        clearance: the space around; None = only the points above are known.
     """
-    gripper = gripper or GripperConfig()
-    up = unit(up)
-    points, normals = np.asarray(points, dtype=np.float64), np.asarray(normals, dtype=np.float64)
-    if points.ndim != 2 or points.shape[1:] != (3,) or points.shape != normals.shape:
-        raise ConfigError(f"points {points.shape} and normals {normals.shape} disagree; expected [N, 3] both")
-    finite = np.isfinite(points).all(axis=1) & np.isfinite(normals).all(axis=1)
-    points, normals = points[finite], normals[finite]
-    surroundings = finite_points(surroundings_points, "surroundings_points")
-    length = np.linalg.norm(normals, axis=1, keepdims=True)
-    known = length[:, 0] > 1e-6
-    if known.sum() < 2:
-        return []
-    normals = normals / np.maximum(length, 1e-6)
 
-    # By index, not by place: the same object elsewhere gives the same grasps there.
-    order = np.random.default_rng(seed).permutation(len(points))
-    sample = order[known[order]][:MAX_SAMPLES]
-    scene = _Scene(points[order], surroundings, upright_box(points, up).centre, gripper, up)
-    measured = scene.grasps(antipodal_pairs(points[sample], normals[sample], np.ones(len(sample), bool), gripper))
-    if 2 * len(measured) < gripper.candidates:
-        guess = guess_unseen(points[sample], normals[sample], scene.middle, up)
-        if len(guess[0]):
-            all_points = np.concatenate([points[sample], guess[0]])
-            all_normals = np.concatenate([normals[sample], guess[1]])
-            seen = np.arange(len(all_points)) < len(sample)
-            pairs = antipodal_pairs(all_points, all_normals, seen, gripper)
-            measured += scene.grasps(pairs[~pairs.measured])
-    return sorted(measured, key=lambda grasp: -grasp.score)[: gripper.candidates]
+    own: np.ndarray
+    own_normals: np.ndarray
+    own_rgb: np.ndarray
+    target_rows: np.ndarray
+    surroundings: np.ndarray
+    up: np.ndarray
+    view_points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
+    clearance: Clearance | None = None
+
+    @property
+    def target(self) -> np.ndarray:
+        """[T, 3] points that may be held."""
+        return np.asarray(self.own[self.target_rows])
+
+    @property
+    def target_normals(self) -> np.ndarray:
+        """[T, 3]."""
+        return np.asarray(self.own_normals[self.target_rows])
 
 
-class _Scene:
-    """One object among its surroundings: turns pairs into ranked grasps."""
+@dataclass(frozen=True)
+class GraspPlan:
+    """What a planner found: ranked grasps, best first, and how many candidates each reason ruled out."""
 
-    def __init__(
-        self, own: np.ndarray, surroundings: np.ndarray, middle: np.ndarray, gripper: GripperConfig, up: np.ndarray
-    ):
-        self.own, self.middle, self.gripper, self.up = own, middle, gripper, up
-        self.centroid = own.mean(axis=0)
-        self.radius = max(float(np.linalg.norm(own - self.centroid, axis=1).max()), 1e-6)
-        reach = self.radius + np.hypot(
-            gripper.finger_length_m + gripper.palm_depth_m + gripper.finger_breadth_m,
-            gripper.max_width_m / 2 + gripper.finger_thickness_m + gripper.finger_breadth_m,
-        ) + 2 * gripper.clearance_m
-        near = np.linalg.norm(surroundings - self.centroid, axis=1) <= reach
-        self.surroundings = surroundings[near]
-        self.tree = cKDTree(self.surroundings) if near.any() else None
+    grasps: tuple[Grasp, ...] = ()
+    rejected: dict[str, int] = field(default_factory=dict)
 
-    def grasps(self, pairs: Pairs) -> list[Grasp]:
-        """Collision-free, diverse grasps of the pairs, best first."""
-        closeness = 1.0 - np.linalg.norm(pairs.middle - self.centroid, axis=1) / self.radius
-        chosen = diverse(
-            pairs.middle, pairs.axis[:, :, None], pairs.quality + 0.5 * closeness, 0.008, 20.0, MAX_PAIRS
-        )
-        pairs, closeness = pairs[chosen], np.clip(closeness[chosen], 0, 1)
-        if len(chosen) == 0:
-            return []
-        rotation, pair = self._approaches(pairs)
-        tip, owned = self._collisions(pairs, rotation, pair)
-        free = np.flatnonzero(np.isfinite(tip))
-        rotation, pair, tip, owned = rotation[free], pair[free], tip[free], owned[free]
-        origin = pairs.middle[pair] + tip[:, None] * rotation[:, :, 2]
-        opening = pairs.width[pair] + 2 * self.gripper.clearance_m
-        downward = -(rotation[:, :, 2] @ self.up)
-        score = (
-            0.4 * (1.0 + downward) / 2
-            + 0.3 * pairs.quality[pair]
-            + 0.2 * closeness[pair]
-            + 0.1 * self._clearance(origin, rotation, opening)
-        ) * owned
-        score = np.round(np.where(pairs.measured[pair], score, ESTIMATED_FACTOR * score), 9)
-        best = diverse(origin, rotation, score, 0.01, 25.0, self.gripper.candidates)
-        return [
-            self._grasp(rotation[k], origin[k], pairs, int(pair[k]), float(score[k]), float(downward[k])) for k in best
-        ]
-
-    def _grasp(
-        self, R: np.ndarray, origin: np.ndarray, pairs: Pairs, pair: int, score: float, downward: float
-    ) -> Grasp:
-        T = np.eye(4)
-        T[:3, :3], T[:3, 3] = R, origin
-        width = float(pairs.width[pair])
-        ends = pairs.middle[pair] + np.array([[-0.5], [0.5]]) * width * pairs.axis[pair]
-        approach: Approach = "top" if downward > np.cos(np.pi / 6) else "side" if downward < 0.5 else "oblique"
-        return Grasp(T, width, score, approach, ends, bool(pairs.measured[pair]))
-
-    def _approaches(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        """Gripper rotations [Q, 3, 3] and the pair of each [Q]: several approaches about every closing axis."""
-        x = pairs.axis
-        down = -self.up + (x @ self.up)[:, None] * x
-        # A vertical closing axis has no approach nearest to straight down: come from outside, towards the middle.
-        inward = self.middle - pairs.middle
-        inward -= (inward * x).sum(axis=1, keepdims=True) * x
-        fallback = np.cross(x, horizontal_basis(self.up)[:, 1])
-        z = np.where(np.linalg.norm(down, axis=1, keepdims=True) > 0.1, down, inward)
-        z = np.where(np.linalg.norm(z, axis=1, keepdims=True) > 1e-6, z, fallback)
-        z /= np.linalg.norm(z, axis=1, keepdims=True)
-        y = np.cross(z, x)
-        turns = np.deg2rad(np.asarray(ANGLES_DEG))[:, None, None]
-        forward = np.cos(turns) * z + np.sin(turns) * y
-        axis = np.broadcast_to(x, forward.shape)
-        rotation = np.stack([axis, np.cross(forward, axis), forward], axis=-1)
-        return rotation.reshape(-1, 3, 3), np.tile(np.arange(len(x)), len(ANGLES_DEG))
-
-    def _collisions(self, pairs: Pairs, rotation: np.ndarray, pair: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How far the tips reach past the contacts (NaN: no reach is free), and the share of what is between the
-        fingers that is the object's, [Q] each.
-
-        A thin sample of the obstacles rules most poses out; the rest are tested against every point.
-        """
-        gripper = self.gripper
-        opening = pairs.width[pair] + 2 * gripper.clearance_m
-        middle = pairs.middle[pair]
-        tips = np.array(TIPS) * gripper.finger_breadth_m
-        free = np.ones((len(tips), len(pair)), dtype=bool)
-        obstacles = ((self.own, 0.0), (self.surroundings, gripper.clearance_m))
-        for stride in (16, 1):
-            for points, inner_margin in obstacles:
-                for q, local in _batches(points[::stride], middle, rotation, np.flatnonzero(free.any(axis=0))):
-                    for t, tip in enumerate(tips):
-                        hit = hits(
-                            local, opening[q], gripper,
-                            tip_m=tip, margin_m=gripper.clearance_m, inner_margin_m=inner_margin,
-                        )
-                        free[t, q] &= ~hit.any(axis=1)
-        reach = np.where(free.any(axis=0), tips[free.argmax(axis=0)], np.nan)
-        origin = middle + reach[:, None] * rotation[:, :, 2]
-        held = np.zeros((2, len(pair)))
-        for kind, (points, _) in enumerate(obstacles):
-            for q, local in _batches(points, origin, rotation, np.flatnonzero(np.isfinite(reach))):
-                held[kind, q] = between(local, opening[q], gripper).sum(axis=1)
-        return np.where(held[0] > 0, reach, np.nan), held[0] / np.maximum(held.sum(axis=0), 1.0)
-
-    def _clearance(self, origin: np.ndarray, rotation: np.ndarray, opening: np.ndarray) -> np.ndarray:
-        """Distance of fingers and palm to the nearest obstacle, 1 at 5 cm or more: [Q]."""
-        if self.tree is None or len(origin) == 0:
-            return np.ones(len(origin))
-        shape = np.stack([outline(self.gripper, float(w)) for w in opening])
-        placed = np.einsum("qij,qkj->qki", rotation, shape) + origin[:, None]
-        return np.clip(self.tree.query(placed.reshape(-1, 3))[0].reshape(len(origin), -1).min(axis=1) / 0.05, 0, 1)
+    @property
+    def why_none(self) -> str:
+        """The reasons, the commonest first, where there is no grasp; else empty."""
+        if self.grasps:
+            return ""
+        order = sorted(self.rejected.items(), key=lambda item: (-item[1], item[0]))
+        return ", ".join(f"{reason} ({count})" for reason, count in order) or "nothing to hold was seen"
 
 
-def _batches(
-    points: np.ndarray, origin: np.ndarray, rotation: np.ndarray, poses: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Some of the poses [q], and the points [M, 3] in their frames [3, q, M] float32, within a bounded memory."""
-    step = max(1, MAX_PRODUCT // max(len(points), 1))
-    for start in range(0, len(poses) if len(points) else 0, step):
-        q = poses[start : start + step]
-        centre = points[0]  # float32 is exact enough only near the origin
-        rows = np.moveaxis(rotation[q], 2, 0).reshape(-1, 3).astype(np.float32)
-        local = (rows @ (points - centre).astype(np.float32).T).reshape(3, len(q), len(points))
-        local += np.einsum("qj,qji->iq", centre - origin[q], rotation[q]).astype(np.float32)[:, :, None]
-        yield q, local
+class GraspPlanner(Protocol):
+    """What takes the place of ours: `grasp.planner: module:attribute`, the attribute being called without arguments."""
 
-
-def diverse(
-    position: np.ndarray, axes: np.ndarray, score: np.ndarray, distance_m: float, angle_deg: float, limit: int
-) -> np.ndarray:
-    """Non-maximum suppression: rows by falling score, none near a better one in both place and direction.
-
-    Args:
-        position: [N, 3]. axes: [N, 3, A] unit columns; two poses point the same way when every column does, where the
-            first (the closing axis) and second may be reversed, as a gripper turned by half a turn is the same.
-    """
-    order = np.argsort(-score, kind="stable")
-    cosine = np.cos(np.deg2rad(angle_deg))
-    kept: list[int] = []
-    while len(order) and len(kept) < limit:
-        best, rest = int(order[0]), order[1:]
-        kept.append(best)
-        alike = np.einsum("nij,ij->nj", axes[rest], axes[best])
-        alike[:, :2] = np.abs(alike[:, :2])
-        near = ((position[rest] - position[best]) ** 2).sum(axis=1) <= distance_m**2
-        order = rest[~(near & (alike >= cosine).all(axis=1))]
-    return np.asarray(kept, dtype=np.int64)
+    def plan(self, scene: GraspScene, gripper: GripperConfig, config: GraspConfig) -> GraspPlan:
+        """Grasps of `scene.target` that hit neither `scene.surroundings` nor `scene.clearance`."""
+        ...

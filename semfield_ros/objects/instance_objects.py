@@ -1,14 +1,14 @@
-"""Instances as objects: with a box, a cloud and grasps, as `find_objects` gives them for regions."""
+"""Instances as objects: with a box and a cloud, as `find_objects` gives them for regions."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..config import GripperConfig, ObjectConfig
+from ..config import ObjectConfig
 from ..errors import QueryError
 from .boxes import unit, upright_box
 from .mask_instances import OpenInstances
-from .objects import Object, grasps_of, supports_of
+from .objects import Object
 
 
 def instance_objects(
@@ -18,14 +18,13 @@ def instance_objects(
     prompt: str,
     least: float = -np.inf,
     config: ObjectConfig | None = None,
-    gripper: GripperConfig | None = None,
 ) -> list[Object]:
     """The instances that score `least` or more, best first, at most `config.max_objects`; none is a normal answer.
 
     An object's `score` is the one given, its `confidence` how well the views agree on the instance.
 
     Args:
-        score: [K], e.g. a column of `mask_instances.ask`; NaN = none. gripper: None = no grasps.
+        score: [K], e.g. a column of `mask_instances.ask`; NaN = none.
 
     Raises:
         QueryError: another number of scores than instances.
@@ -38,7 +37,6 @@ def instance_objects(
         chosen = np.flatnonzero(score >= least)
     chosen = chosen[np.argsort(-score[chosen], kind="stable")][: config.max_objects]
     cloud, up = instances.cloud, unit(config.up)
-    heights = supports_of(cloud, up, config.support_tolerance_m) if gripper is not None and len(chosen) else None
     objects = []
     for number, k in enumerate(chosen.tolist()):
         rows = np.sort(instances.rows(k)).astype(np.int64)
@@ -57,7 +55,6 @@ def instance_objects(
                 observations=int(np.median(part.observations)),
                 last_seen_s=float(part.last_seen_s.max()),
                 stamp_s=float(instances.stamp_s),
-                grasps=() if gripper is None or heights is None else grasps_of(cloud, rows, heights, config, gripper),
             )
         )
     return objects

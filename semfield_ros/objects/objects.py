@@ -1,21 +1,20 @@
-"""Objects: what a scored surface cloud says is there, each with a box, a cloud, a confidence and ranked grasps."""
+"""Objects: what a scored surface cloud says is there, each with a box, a cloud and a confidence."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 
 import numpy as np
 
 from ..cloud import SurfaceCloud
-from ..config import GripperConfig, ObjectConfig
+from ..config import ObjectConfig
 from ..errors import QueryError
 from .boxes import OrientedBox, unit, upright_box
-from .grasps import Grasp, grasp_candidates
+from .grasps import Grasp
 from .parts import top_mean
 from .regions import FARTHEST_M, grow_regions
-from .support import support_heights, support_patch
-
-SUPPORT_SPACING_M = 0.015
+from .support import support_heights
 
 
 def supports_of(cloud: SurfaceCloud, up: np.ndarray, tolerance_m: float) -> np.ndarray:
@@ -31,6 +30,16 @@ def supports_of(cloud: SurfaceCloud, up: np.ndarray, tolerance_m: float) -> np.n
 
 
 @dataclass(frozen=True)
+class ObjectPart:
+    """The part of an object that was asked for: its words, the mean score of its best points, and its rows [p] int64 in
+    the cloud that was searched, all of them the object's."""
+
+    prompt: str
+    score: float
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
 class Object:
     """One thing that matches a prompt.
 
@@ -40,7 +49,8 @@ class Object:
         centroid: [3] float64, mean of its points (global_frame, metres).
         box: upright oriented box. cloud: its points. rows: [n] int64, their rows in the cloud that was searched.
         observations: median number of frames that saw its points. last_seen_s: newest stamp of a point.
-        stamp_s: when it was found. grasps: ranked candidates, best first; may be empty.
+        stamp_s: when it was found. part: what of it was asked for; None = the whole thing.
+        grasps: ranked candidates, best first; may be empty. rejected: how many each reason ruled out.
     """
 
     id: int
@@ -54,7 +64,9 @@ class Object:
     observations: int
     last_seen_s: float
     stamp_s: float
+    part: ObjectPart | None = None
     grasps: tuple[Grasp, ...] = ()
+    rejected: dict[str, int] = dataclass_field(default_factory=dict)
 
     @property
     def n_points(self) -> int:
@@ -81,7 +93,6 @@ def find_objects(
     high: float,
     low: float,
     config: ObjectConfig | None = None,
-    gripper: GripperConfig | None = None,
     features: np.ndarray | None = None,
     seen: np.ndarray | None = None,
     stamp_s: float = 0.0,
@@ -91,12 +102,12 @@ def find_objects(
     """The objects of a scored cloud, best first; none is a normal answer.
 
     Regions grow from points that score `high` over points that score `low` (`regions.py`); tables do not glue what
-    stands on them. Only points above `low` enter the graph: O(N) + O(n log n) for n of them; grasps cost each object a
-    bounded number of poses times the points around it. The same input gives the same objects with the same ids.
+    stands on them. Only points above `low` enter the graph: O(N) + O(n log n) for n of them. The same input gives the
+    same objects with the same ids.
 
     Args:
         score: [N], relevancy or cosine of every point; NaN = none. high, low: thresholds, low <= high.
-        gripper: None = no grasps. features: [N, F] to tell touching things apart; colour is used where None.
+        features: [N, F] to tell touching things apart; colour is used where None.
         seen: [N] bool; unseen points are never part of an object. stamp_s: time of the question.
         evidence: objects are ranked by the sum of their best so many scores, so that a splinter of a high score does
             not come before a whole thing; 0 = by score alone.
@@ -149,26 +160,9 @@ def find_objects(
                 observations=int(observations),
                 last_seen_s=float(part.last_seen_s.max()),
                 stamp_s=float(stamp_s),
-                grasps=() if gripper is None else grasps_of(cloud, rows, heights, config, gripper),
             )
         )
     return objects
-
-
-def grasps_of(
-    cloud: SurfaceCloud, rows: np.ndarray, heights: np.ndarray, config: ObjectConfig, gripper: GripperConfig
-) -> tuple[Grasp, ...]:
-    """Ranked grasps of the rows [n] of a cloud, clear of what is around and of the supports below; may be none."""
-    up = unit(config.up)
-    points = cloud.points[rows].astype(np.float64)
-    reach = gripper.finger_length_m + gripper.palm_depth_m + gripper.max_width_m
-    near = ((cloud.points > points.min(axis=0) - reach) & (cloud.points < points.max(axis=0) + reach)).all(axis=1)
-    near[rows] = False
-    hidden = support_patch(
-        points, up, heights, tolerance_m=config.support_tolerance_m, reach_m=reach / 2, spacing_m=SUPPORT_SPACING_M
-    )
-    surroundings = np.concatenate([cloud.points[near].astype(np.float64), hidden])
-    return tuple(grasp_candidates(points, cloud.normals[rows], surroundings, gripper=gripper, up=up))
 
 
 def _check_lengths(cloud: SurfaceCloud, **arrays: np.ndarray | None) -> None:
