@@ -140,7 +140,8 @@ def test_numbers_of_the_engine_have_ranges():
 def test_what_is_live_is_how_questions_are_answered_and_shown():
     sections = {p.name.split(".")[0] for p in flatten(NodeConfig()) if p.live}
     assert sections == {"query", "objects", "gripper", "grasp", "output"}
-    assert all(p.live for p in flatten(NodeConfig()) if p.name.split(".")[0] in ("query", "objects", "gripper", "grasp"))
+    matching = ("query", "objects", "gripper", "grasp")
+    assert all(p.live for p in flatten(NodeConfig()) if p.name.split(".")[0] in matching)
 
 
 def test_annotations_are_no_more_than_marks():
