@@ -65,7 +65,8 @@ setup(
         "bench": ["matplotlib>=3.6"],
         # Offline building of several maps at once; Ray has wheels for some Pythons only.
         "build": ["ray>=2.9; python_version < '3.14'"],
-        "sim": ["mujoco>=3.1.3"],
+        # From 3.5 on rays give normals.
+        "sim": ["mujoco>=3.5"],
         "test": [
             "hypothesis>=6.80",
             "matplotlib>=3.6",
