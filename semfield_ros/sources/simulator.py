@@ -7,15 +7,16 @@ truth of the tests. Seeds 0 to 99 are for demonstrations and evaluation; nothing
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from ..errors import ConfigError
 from ..frame import Frame
-from ..geometry import Camera, back_project, look_at, transform_points
-from .simulator_objects import names_of
+from ..geometry import Camera, back_project, invert, look_at, transform_points
+from .simulator_objects import PART_NAMES, names_of
+from .simulator_parts import nearest_part, part_image, part_of, surface_samples
 from .simulator_render import Cast, Caster, Look, Shader, noisy_colour, noisy_depth
 from .simulator_scene import CLASS_NAMES, TABLE_HALF_M, Placed, Scene, compile_scene, place_objects
 from .simulator_worker import frames_of
@@ -74,7 +75,7 @@ class SimulatorConfig:
 
 @dataclass(frozen=True)
 class TruthPart:
-    """A named part of an object: its points [N, 3] float32 (mesh vertices) in the world frame."""
+    """What of an object has one part name: points [N, 3] float32, world frame, of its outside, about even in area."""
 
     name: str
     points_world: np.ndarray
@@ -87,7 +88,7 @@ class TruthObject:
     Attributes:
         instance: its id in instance images. kind, colour: what it is. names: every caption that is right for it.
         T_world_object: [4, 4] float64. centre_m: [3] centre of its oriented box, world frame.
-        half_extents_m: [3] of the box along the axes of T_world_object. parts: its named parts.
+        half_extents_m: [3] of the box along the axes of T_world_object. item: its shape.
     """
 
     instance: int
@@ -97,7 +98,20 @@ class TruthObject:
     T_world_object: np.ndarray
     centre_m: np.ndarray
     half_extents_m: np.ndarray
-    parts: tuple[TruthPart, ...]
+    item: Placed = field(repr=False)
+
+    @cached_property
+    def parts(self) -> tuple[TruthPart, ...]:
+        """Its named parts, each name once, zones (a mug's rim) among them; made when first asked for."""
+        points, number = surface_samples(self.item)
+        world = transform_points(self.T_world_object, points).astype(np.float32)
+        return tuple(TruthPart(PART_NAMES[k], world[number == k]) for k in np.unique(number))
+
+    def part_at(self, points_world: np.ndarray, T_world_object: np.ndarray | None = None) -> list[str]:
+        """The names of the parts whose surface is nearest to points [N, 3]; `T_world_object` where it has moved."""
+        T = self.T_world_object if T_world_object is None else np.asarray(T_world_object, np.float64)
+        points = np.asarray(points_world, np.float64).reshape(-1, 3)
+        return [PART_NAMES[k] for k in nearest_part(self.item, transform_points(invert(T), points))]
 
     @property
     def T_world_box(self) -> np.ndarray:
@@ -188,6 +202,19 @@ class Simulator:
             points [n, 3] float32 world, normals [n, 3] float32 towards the side seen, semantic [n] int32,
             instance [n] int32; about even in area.
         """
+        points, normals, geom = self._seen_points(n, seed, views)
+        return points, normals, self.scene.geom_semantic[geom], self.scene.geom_instance[geom]
+
+    def part_points(self, n: int, seed: int = 0, views: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same points as of `surface_points`, with the part of each.
+
+        Returns:
+            points [n, 3] float32 world, part [n] int32 indices into `scene.part_names`, instance [n] int32.
+        """
+        points, _, geom = self._seen_points(n, seed, views)
+        return points, part_of(self.scene, geom, points), self.scene.geom_instance[geom]
+
+    def _seen_points(self, n: int, seed: int, views: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         collected = []
         for T in self.path(views):
             cast = self.caster.cast(self.camera, T)
@@ -206,24 +233,26 @@ class Simulator:
         pick = unique[rng.permutation(len(unique))[:n]]
         if len(pick) < n:
             pick = np.concatenate([pick, rng.choice(len(points), n - len(pick))])
-        return (points[pick], normals[pick], self.scene.geom_semantic[geom[pick]], self.scene.geom_instance[geom[pick]])
+        return points[pick], normals[pick], geom[pick]
 
     def cast(self, T_world_camera: np.ndarray, camera: Camera | None = None) -> Cast:
         """Exact geometry seen by a camera (a crop of it, where `camera` says so)."""
         return self.caster.cast(camera or self.camera, T_world_camera)
+
+    def part_image(self, T_world_camera: np.ndarray, camera: Camera | None = None) -> np.ndarray:
+        """The exact part every pixel shows: [H, W] int32 indices into `scene.part_names`, 0 = no part of an object."""
+        camera = camera or self.camera
+        cast = self.caster.cast(camera, T_world_camera)
+        return part_image(self.scene, camera, T_world_camera, cast.geom, cast.depth_m)
 
 
 def _truth(instance: int, item: Placed) -> TruthObject:
     vertices = np.concatenate([part.surface.vertices for part in item.parts])
     low, high = vertices.min(0), vertices.max(0)
     names = names_of(item.kind, item.colour)
-    parts = tuple(
-        TruthPart(part.name, transform_points(item.T_world_object, part.surface.vertices.astype(np.float32)))
-        for part in item.parts
-    )
     centre = transform_points(item.T_world_object, (low + high) / 2)
     return TruthObject(
-        instance, item.kind.name, item.colour, names, item.T_world_object.copy(), centre, (high - low) / 2, parts
+        instance, item.kind.name, item.colour, names, item.T_world_object.copy(), centre, (high - low) / 2, item
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,14 +35,65 @@ ACCENTS: dict[str, tuple[float, float, float]] = {
 Vec = tuple[float, float, float]
 
 
+Range = tuple[float, float]
+ANYWHERE: Range = (-np.inf, np.inf)
+
+PART_NAMES: tuple[str, ...] = (
+    "",
+    *("base", "body", "bowl", "cap", "cover", "handle", "head", "label", "lens", "lid", "neck", "pages", "rim", "ring"),
+    *("roof", "shaft", "spine", "spout", "stalk", "stem", "stripe", "tip", "wheel", "window"),
+)
+"""What parts of the catalogue's objects are called, by part number; 0 = no part of an object."""
+
+
+@dataclass(frozen=True)
+class Zone:
+    """A named region of a surface: where its points' z, x and distance from the z axis lie (object frame, metres)."""
+
+    name: str
+    z_m: Range = ANYWHERE
+    radius_m: Range = ANYWHERE
+    x_m: Range = ANYWHERE
+
+    def contains(self, points_object: np.ndarray) -> np.ndarray:
+        """Which points [N, 3] lie in it: [N] bool. Lower ends count, upper ones do not."""
+        x, z = points_object[:, 0], points_object[:, 2]
+        radius = np.hypot(x, points_object[:, 1])
+        inside = np.ones(len(points_object), bool)
+        for value, (low, high) in ((z, self.z_m), (radius, self.radius_m), (x, self.x_m)):
+            inside &= (value >= low) & (value < high)
+        return inside
+
+    def scaled(self, factor: float) -> Zone:
+        """Larger or smaller about the object frame's origin, by a positive factor."""
+        z, radius, x = ((low * factor, high * factor) for low, high in (self.z_m, self.radius_m, self.x_m))
+        return Zone(self.name, z, radius, x)
+
+
 @dataclass(frozen=True)
 class Part:
-    """One surface of an object: what it is called, how it is coloured, how strongly it shines (0 to 1)."""
+    """One surface of an object: what it is called, how it is coloured, how strongly it shines (0 to 1).
+
+    Points in one of its `zones` are called as the first of those, all others by the part's own name.
+    """
 
     name: str
     surface: Surface
     tint: str = MAIN
     gloss: float = 0.25
+    zones: tuple[Zone, ...] = ()
+
+    def scaled(self, factor: float) -> Part:
+        """Larger or smaller about the object frame's origin, zones included, by a positive factor."""
+        zones = tuple(zone.scaled(factor) for zone in self.zones)
+        return replace(self, surface=self.surface.scaled((factor,) * 3), zones=zones)
+
+    def part_number(self, points_object: np.ndarray) -> np.ndarray:
+        """The exact part of points [N, 3] on this surface: [N] int32 indices into PART_NAMES."""
+        number = np.full(len(points_object), PART_NAMES.index(self.name), np.int32)
+        for zone in reversed(self.zones):
+            number[zone.contains(points_object)] = PART_NAMES.index(zone.name)
+        return number
 
 
 @dataclass(frozen=True)
@@ -71,6 +122,15 @@ def _wall(outer: list[tuple[float, float]], thickness_m: float, floor_m: float) 
     return [*outer, *inner, (0.0, floor_m)]
 
 
+def _from(name: str, z_m: float) -> Zone:
+    """The zone of all points at or above a height."""
+    return Zone(name, (z_m, np.inf))
+
+
+RIM_M = 0.018
+"""What counts as the rim of a vessel: this much below its edge, inside and outside."""
+
+
 def _arc(centre: Vec, radius_x: float, radius_z: float, from_deg: float, to_deg: float, count: int = 14) -> np.ndarray:
     """An elliptic arc in the xz plane: [count, 3]."""
     a = np.radians(np.linspace(from_deg, to_deg, count))
@@ -81,14 +141,15 @@ def _mug(rng: np.random.Generator) -> tuple[Part, ...]:
     r, h = rng.uniform(0.038, 0.045), rng.uniform(0.088, 0.108)
     outer = [(0.0, 0.0), (r * 0.9, 0.0), (r, 0.006), (r, h)]
     handle = _arc((r - 0.003, 0.0, h * 0.5), rng.uniform(0.033, 0.041), h * 0.34, -90, 90)
-    return Part("body", lathe(_wall(outer, 0.004, 0.007))), Part("handle", tube(handle, rng.uniform(0.006, 0.0078), 10))
+    body = Part("body", lathe(_wall(outer, 0.004, 0.007)), zones=(_from("rim", h - RIM_M),))
+    return body, Part("handle", tube(handle, rng.uniform(0.006, 0.0078), 10))
 
 
 def _bowl(rng: np.random.Generator) -> tuple[Part, ...]:
     r, h = rng.uniform(0.068, 0.088), rng.uniform(0.05, 0.068)
     curve = chaikin([(0.45 * r, 0.005), (0.8 * r, 0.2 * h), (0.97 * r, 0.62 * h), (r, h)])
     outer = [(0.0, 0.0), (0.42 * r, 0.0), *map(tuple, curve)]
-    return (Part("body", lathe(_wall(outer, 0.0045, 0.008), 48)),)
+    return (Part("body", lathe(_wall(outer, 0.0045, 0.008), 48), zones=(_from("rim", h - RIM_M),)),)
 
 
 def _plate(rng: np.random.Generator) -> tuple[Part, ...]:
@@ -103,7 +164,7 @@ def _plate(rng: np.random.Generator) -> tuple[Part, ...]:
         (0.6 * r, 0.005),
         (0.0, 0.005),
     ]
-    return (Part("body", lathe(profile, 56), gloss=0.35),)
+    return (Part("body", lathe(profile, 56), gloss=0.35, zones=(Zone("rim", radius_m=(0.74 * r, np.inf)),)),)
 
 
 def _bottle(rng: np.random.Generator) -> tuple[Part, ...]:
@@ -114,7 +175,7 @@ def _bottle(rng: np.random.Generator) -> tuple[Part, ...]:
     cap = [(0.0, top - 0.022), (neck + 0.003, top - 0.022), (neck + 0.003, top), (0.0, top)]
     label = [(0.0, 0.3 * h), (r + 0.0008, 0.3 * h), (r + 0.0008, 0.75 * h), (0.0, 0.75 * h)]
     return (
-        Part("body", lathe(body), gloss=0.55),
+        Part("body", lathe(body), gloss=0.55, zones=(_from("neck", h + 0.042),)),
         Part("label", lathe(label), "paper", 0.05),
         Part("cap", lathe(cap, 24), "dark"),
     )
@@ -137,7 +198,13 @@ def _wine_glass(rng: np.random.Generator) -> tuple[Part, ...]:
         *inside,
         (0.0, stem + 0.008),
     ]
-    return (Part("body", lathe(profile, 36), gloss=0.6),)
+    zones = (
+        Zone("base", (-np.inf, 0.01)),
+        Zone("stem", (0.01, stem + 0.002)),
+        _from("rim", stem + bowl - RIM_M),
+        _from("bowl", stem + 0.002),
+    )
+    return (Part("body", lathe(profile, 36), gloss=0.6, zones=zones),)
 
 
 def _pitcher(rng: np.random.Generator) -> tuple[Part, ...]:
@@ -150,7 +217,9 @@ def _pitcher(rng: np.random.Generator) -> tuple[Part, ...]:
     away = np.abs(np.arctan2(v[:, 1], -v[:, 0]))
     v[:, 0] -= 0.036 * lip * np.exp(-((away / 0.42) ** 2))
     handle = _arc((0.72 * r, 0.0, 0.58 * h), rng.uniform(0.062, 0.075), 0.31 * h, -88, 88, 18)
-    return Part("body", Surface(v, body.faces)), Part("handle", tube(handle, 0.0085, 10))
+    spout = Zone("spout", (0.84 * h, np.inf), x_m=(-np.inf, -0.62 * r))
+    zones = (spout, _from("rim", h - RIM_M))
+    return Part("body", body.deformed(v), zones=zones), Part("handle", tube(handle, 0.0085, 10))
 
 
 def _can(rng: np.random.Generator) -> tuple[Part, ...]:
@@ -266,7 +335,7 @@ def _frying_pan(rng: np.random.Generator) -> tuple[Part, ...]:
     outer = [(0.0, 0.0), (0.8 * r, 0.0), (0.86 * r, 0.005), (r, h)]
     path = [(0.93 * r, 0, 0.7 * h), (r + 0.03, 0, 0.9 * h), (r + length, 0, 1.15 * h)]
     return (
-        Part("body", lathe(_wall(outer, 0.004, 0.005), 52), gloss=0.35),
+        Part("body", lathe(_wall(outer, 0.004, 0.005), 52), gloss=0.35, zones=(_from("rim", h - 0.7 * RIM_M),)),
         Part("handle", tube(chaikin(path), [[0.0125, 0.008]] * len(chaikin(path)), 12), "dark"),
     )
 
@@ -287,7 +356,7 @@ def _torch(rng: np.random.Generator) -> tuple[Part, ...]:
     ring = [(0.0, 0.62 * length), (r + 0.003, 0.62 * length), (r + 0.003, 0.75 * length), (0.0, 0.75 * length)]
     lens = [(0.0, length + 0.04), (0.86 * head, length + 0.04), (0.86 * head, length + 0.044), (0.0, length + 0.044)]
     return (
-        Part("body", lathe(body, 28), gloss=0.5),
+        Part("body", lathe(body, 28), gloss=0.5, zones=(_from("head", length + 0.008),)),
         Part("ring", lathe(ring, 28), "dark"),
         Part("lens", lathe(lens, 28), "lens", 0.9),
     )

@@ -12,7 +12,7 @@ from scipy.spatial import ConvexHull
 
 from ..errors import SourceError
 from ..geometry import transform_points
-from .simulator_objects import ACCENTS, COLOURS, KINDS, MAIN, STUFF, Kind, Part, Vec
+from .simulator_objects import ACCENTS, COLOURS, KINDS, MAIN, PART_NAMES, STUFF, Kind, Part, Vec
 
 TABLE_HALF_M = (0.56, 0.46)
 TABLE_THICKNESS_M = 0.035
@@ -57,7 +57,8 @@ class Scene:
         model, data: MuJoCo's. objects: instance id i is objects[i - 1].
         geom_instance, geom_semantic: [G + 1] int32 by geom id; the last entry, reached by id -1, is void.
         geom_rgb: [G + 1, 3] float32. geom_gloss: [G + 1] float32.
-        geom_main: [G + 1] bool, the part carries its object's colour. geom_part: part names by geom id.
+        geom_main: [G + 1] bool, the part carries its object's colour. geom_part: names of whole surfaces by geom id
+            (simulator_parts.part_of tells their zones apart).
     """
 
     model: Any
@@ -69,6 +70,11 @@ class Scene:
     geom_gloss: np.ndarray
     geom_main: np.ndarray
     geom_part: tuple[str, ...]
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """What part numbers stand for, the same in every scene; 0 = no part of an object."""
+        return PART_NAMES
 
 
 CLASS_NAMES: tuple[str, ...] = ("void", *STUFF, *(kind.name for kind in KINDS))
@@ -144,7 +150,7 @@ def _place(
     """One object at a free place, which is then marked taken in the [H, W] occupancy image; None when none is found."""
     parts = kind.build(rng)
     scale = rng.uniform(0.92, 1.08)
-    parts = tuple(Part(p.name, p.surface.scaled((scale,) * 3), p.tint, p.gloss) for p in parts)
+    parts = tuple(part.scaled(scale) for part in parts)
     vertices = np.concatenate([p.surface.vertices for p in parts])
     down, weights = zip(*kind.rests)
     rotation = resting_rotation(rng, vertices, down[rng.choice(len(down), p=weights)])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
+
+from .simulator_pieces import Pieces, lathe_pieces, tube_pieces
 
 Points = Sequence[Sequence[float]] | np.ndarray
 
@@ -16,18 +19,29 @@ class Surface:
 
     Attributes:
         vertices: [V, 3] float64, metres. faces: [F, 3] int32, counter-clockwise seen from outside.
+        cut: finds `pieces`, when they are asked for; None where the solid is convex.
     """
 
     vertices: np.ndarray
     faces: np.ndarray
+    cut: Callable[[], Pieces] | None = None
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """Index sets into `vertices` whose convex hulls together are the solid (`simulator_pieces`)."""
+        return (np.arange(len(self.vertices)),) if self.cut is None else self.cut()
+
+    def deformed(self, vertices: np.ndarray) -> Surface:
+        """With other vertices [V, 3] in the same order, near enough for the same pieces to be about convex."""
+        return replace(self, vertices=vertices)
 
     def scaled(self, scale: Sequence[float]) -> Surface:
         """Stretched along the axes by positive factors."""
-        return Surface(self.vertices * np.asarray(scale, dtype=np.float64), self.faces)
+        return self.deformed(self.vertices * np.asarray(scale, dtype=np.float64))
 
     def moved(self, offset_m: Sequence[float]) -> Surface:
         """Translated."""
-        return Surface(self.vertices + np.asarray(offset_m, dtype=np.float64), self.faces)
+        return self.deformed(self.vertices + np.asarray(offset_m, dtype=np.float64))
 
 
 def chaikin(points: Points, rounds: int = 2) -> np.ndarray:
@@ -49,7 +63,7 @@ def lathe(profile: Points, segments: int = 40) -> Surface:
         [ring[:, None, :1] * circle[None], np.broadcast_to(ring[:, None, 1:], (count, segments, 1))], axis=2
     )
     vertices = np.concatenate([body.reshape(-1, 3), [[0, 0, line[0, 1]], [0, 0, line[-1, 1]]]])
-    return Surface(vertices, _ring_faces(count, segments))
+    return Surface(vertices, _ring_faces(count, segments), partial(lathe_pieces, line, segments))
 
 
 def tube(path: Points, radius_m: float | Sequence[float] | Points, sides: int = 14) -> Surface:
@@ -82,7 +96,7 @@ def tube(path: Points, radius_m: float | Sequence[float] | Points, sides: int = 
         + np.sin(angle)[None, :, None] * radii[:, None, -1:] * up[:, None]
     )
     vertices = np.concatenate([ring.reshape(-1, 3), line[:1], line[-1:]])
-    return Surface(vertices, _ring_faces(len(line), sides))
+    return Surface(vertices, _ring_faces(len(line), sides), partial(tube_pieces, vertices, len(line), sides))
 
 
 def box(size_m: Sequence[float], centre_m: Sequence[float] = (0.0, 0.0, 0.0)) -> Surface:
