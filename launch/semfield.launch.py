@@ -130,6 +130,9 @@ def _nodes(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             parameters=[ParameterFile(LaunchConfiguration("params_file"), allow_substs=True), overrides],
             remappings=pairs,
             arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
+            # A large map takes a while to save; launch would end the process after five seconds.
+            sigterm_timeout="30",
+            sigkill_timeout="30",
             output="screen",
         ),
         Node(

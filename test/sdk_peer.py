@@ -24,6 +24,9 @@ class Obedient:
     def advertise(self, topic: str, type: str = STRING, qos: str | None = None) -> None:
         self.publishers[topic] = sdk.ROS2Publisher(topic, type, qos=qos, node_name="sdk_publisher", **self.where)
 
+    def matched(self, topic: str) -> None:
+        until(lambda: self.publishers[topic].pub.matching_status.matching, 60.0)
+
     def publish(self, topic: str, texts: list[str]) -> None:
         for text in texts:
             self.publishers[topic].publish(data=text)

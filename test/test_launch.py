@@ -375,13 +375,15 @@ def test_the_node_is_launched_maps_answers_and_ends(operator, program, overlay, 
     from analytic_scene import stream
     from node_peer import node_config
 
+    from semfield_ros.config import GripperConfig
     from semfield_ros.messages.stream import frame_messages
     from semfield_ros.wire.bus import LATCHED, QoS
     from semfield_ros.wire.parameters import to_ros_yaml
     from semfield_ros.wire.rclpy_bus import RclpyBus
 
     params = tmp_path / "params.yaml"
-    params.write_text(to_ros_yaml(node_config(tmp_path)))
+    wide = GripperConfig(max_width_m=0.158, finger_length_m=0.06)  # the blue block is 14 cm wide
+    params.write_text(to_ros_yaml(node_config(tmp_path, gripper=wide)))
     launched = program(
         ["ros2", "launch", "semfield_ros", "semfield.launch.py", "namespace:=robot", f"params_file:={params}",
          "rgb_topic:=/cam/colour", "depth_topic:=/cam/range", "info_topic:=/cam/info"],
@@ -407,9 +409,25 @@ def test_the_node_is_launched_maps_answers_and_ends(operator, program, overlay, 
         raise TimeoutError("no map cloud came")
     assert cloud.header.frame_id == "map" and {f.name for f in cloud.fields} >= {"x", "y", "z", "rgb"}
 
+    seeker, (succeeded, cancelled) = RosPeer(env=overlay), (4, 5)
+    assert seeker.do("locate", name="/robot/semfield/locate", prompt="red", timeout=60.0)
+    assert seeker.do("located") == [succeeded, True, "", ["red"]]
+    assert seeker.do("locate", name="/robot/semfield/locate", prompt="unicorn")
+    assert len(seeker.do("feedback", count=2)) >= 2 and seeker.do("cancel") == 1
+    status, success, message, _ = seeker.do("located")
+    assert (status, success) == (cancelled, False) and message.startswith("cancelled after")
+    assert seeker.close() == 0
+
     request = "{prompts: [block]}"
     answered = ros2(overlay, "service", "call", "/robot/semfield/query", "semfield_ros/srv/Query", request)
     assert "success=True" in answered and "prompts=['block']" in answered
+    frames = []
+    robot.subscribe("tf2_msgs/msg/TFMessage", "/robot/tf_static", frames.append, LATCHED)
+    request = "{prompts: [blue, red], options: {with_grasps: true, publish_tf: true}}"
+    answered = ros2(overlay, "service", "call", "/robot/semfield/query", "semfield_ros/srv/Query", request)
+    assert "pregrasp=geometry_msgs.msg.Pose" in answered and "why_no_grasps=''" in answered
+    children = {t.child_frame_id: t.header.frame_id for t in until(lambda: frames, 30.0)[-1].transforms}
+    assert children["robot/semfield/object_1"] == "map" and any("_retreat" in name for name in children)
     assert operator.set("/robot/semfield", output__prompts=["block"], query__temperature=5.0) == ""
     assert operator.state("/robot/semfield") == "active"
     for transition in ("deactivate", "cleanup", "configure", "activate"):
@@ -419,6 +437,54 @@ def test_the_node_is_launched_maps_answers_and_ends(operator, program, overlay, 
     assert launched.ends(signal.SIGINT) == 0
     said = launched.log.read_text()
     assert "process has finished cleanly" in said and "Traceback" not in said
+
+
+def test_the_launch_file_under_launch_testing(overlay, tmp_path):  # noqa: F811
+    from node_peer import node_config
+
+    from semfield_ros.wire.parameters import to_ros_yaml
+
+    params = tmp_path / "params.yaml"
+    params.write_text(to_ros_yaml(node_config(tmp_path)))
+    command = [sys.executable, "-m", "launch_testing.launch_test", str(Path(__file__).with_name("ros_launch_check.py"))]
+    done = subprocess.run(
+        command, env={**overlay, "ROS_LAUNCH_CHECK_PARAMS": str(params)}, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_cleaning_up_lets_go_of_everything(ros):  # noqa: F811
+    """Nothing that holds the map, its field or a snapshot outlives it, so a GPU's memory is free for others."""
+    import weakref
+
+    from analytic_scene import stream
+    from node_peer import node_config
+
+    from semfield_ros.node.node import SemfieldNode
+    from semfield_ros.wire.rclpy_lifecycle import SUCCESS, ManagedNode
+
+    context = rclpy.Context()
+    rclpy.init(args=[], context=context)
+    node = ManagedNode("short", SemfieldNode, node_config(Path("maps")), context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    for _ in range(2):
+        assert node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
+        engine = node._runnable.engine
+        for frame in stream(6, first_s=1000.0):
+            engine.submit(frame, block=True)
+        assert engine.drain(60)
+        engine.train(steps=5)
+        assert len(engine.query(["red"]).cloud)
+        held = [weakref.ref(each) for each in (
+            engine, engine.snapshot(), engine.snapshot().field, node._runnable, node._runnable.outputs, node._bus,
+        )]  # fmt: skip
+        del engine, frame
+        assert node.trigger_deactivate() == SUCCESS and node.trigger_cleanup() == SUCCESS
+        assert [each() for each in held] == [None] * len(held)
+    executor.shutdown(timeout_sec=0)
+    node.destroy_node()
+    context.try_shutdown()
 
 
 def test_the_executable_runs_by_name(operator, program, overlay):  # noqa: F811

@@ -69,6 +69,7 @@ def test_texts_go_both_ways(bus, sdk):
     heard = []
     bus.subscribe(STRING, "/to_us", lambda m: heard.append(m.data), QoS())
     sdk.do("advertise", topic="/to_us")
+    sdk.do("matched", topic="/to_us")
     sdk.do("publish", topic="/to_us", texts=["a", "grüße"])
     until(lambda: len(heard) == 2)
     assert heard == ["a", "grüße"]
@@ -83,6 +84,7 @@ def test_images_go_both_ways(bus, sdk):
     heard = []
     bus.subscribe(IMAGE, "/image_to_us", heard.append, QoS())
     sdk.do("advertise", topic="/image_to_us", type=IMAGE)
+    sdk.do("matched", topic="/image_to_us")
     sdk.do("publish_image", topic="/image_to_us", height=480, width=640, seed=3)
     [image] = until(lambda: heard)
     assert (image.header.frame_id, image.header.stamp.nanosec, image.encoding) == ("camera", 2, "rgb8")

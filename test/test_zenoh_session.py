@@ -15,7 +15,7 @@ pytest.importorskip("zenoh", reason="the extra `zenoh` is not installed")
 from wire_peer import SET_BOOL, STRING, Peer, environment, until
 
 from semfield_ros.errors import WireError
-from semfield_ros.wire.bus import QoS, ServiceUnavailable
+from semfield_ros.wire.bus import LATCHED, QoS, ServiceUnavailable
 from semfield_ros.wire.zenoh_bus import ZenohBus
 from semfield_ros.wire.zenoh_session import configuration
 
@@ -252,12 +252,67 @@ def test_a_configuration_file_encrypts(tmp_path, topic, free_endpoint):
     assert peer.close() == 0
 
 
-def _certificate(folder, name):
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl to make a certificate with")
+def test_only_who_has_the_right_certificate_is_let_in(tmp_path, topic, free_endpoint):
+    """As in docs/robot.md: both sides show certificates of one authority, and access goes by the name in them."""
+    endpoint = free_endpoint.replace("tcp/127.0.0.1", "tls/localhost")
+    authority = _certificate(tmp_path, "authority", authority=True)
+    files = {}
+    for name in ("workstation", "robot", "visitor"):
+        key, certificate = _certificate(tmp_path, name, signed_by=authority)
+        side = "listen" if name == "workstation" else "connect"
+        tls = {f"{side}_private_key": str(key), f"{side}_certificate": str(certificate), "enable_mtls": True}
+        files[name] = tmp_path / f"{name}.json5"
+        _write_tls(files[name], {"root_ca_certificate": str(authority[1]), **tls})
+    everything = ["put", "delete", "declare_subscriber", "query", "reply", "declare_queryable", "liveliness_token",
+                  "liveliness_query", "declare_liveliness_subscriber"]  # fmt: skip
+    rule = {"id": "all", "permission": "allow", "flows": ["ingress", "egress"], "messages": everything,
+            "key_exprs": ["**", "@ros2_lv/**", "**/@adv/**"]}  # fmt: skip
+    control = {
+        "enabled": True, "default_permission": "deny", "rules": [rule],
+        "subjects": [{"id": "robot", "cert_common_names": ["robot"]}],
+        "policies": [{"rules": ["all"], "subjects": ["robot"]}],
+    }  # fmt: skip
+    for name, more in (
+        ("workstation", {"access_control": control}),
+        # Processes of one machine would else meet without the router.
+        ("robot", {"listen": {"endpoints": []}}), ("visitor", {"listen": {"endpoints": []}}),
+    ):  # fmt: skip
+        files[name].write_text(json.dumps({**json.loads(files[name].read_text()), **more}))
+
+    bus = ZenohBus("guarded", mode="embedded", endpoint=endpoint, config_file=files["workstation"], domain=0)
+    visitor = ZenohBus("visitor", mode="join", endpoint=endpoint, config_file=files["visitor"], domain=0)
+    robot = Peer("--endpoint", endpoint, "--config", str(files["robot"]), "--name", "robot")
+    until(lambda: visitor.connected, 30.0)  # of the same authority, but of no policy
+    served = bus.serve(SET_BOOL, topic, lambda request: bus.new(RESPONSE, success=request.data))
+    bus.publisher(STRING, f"{topic}/latched", LATCHED).publish(text(bus, "last"))
+    robot.do("listen", topic=f"{topic}/latched", transient_local=True)
+    assert robot.do("received", topic=f"{topic}/latched", count=1) == ["last"]
+    heard = []
+    bus.subscribe(STRING, f"{topic}/in", lambda m: heard.append(m.data), QoS())
+    robot.do("advertise", topic=f"{topic}/in")
+    robot.do("matched", topic=f"{topic}/in")
+    robot.do("publish", topic=f"{topic}/in", texts=["secret"])
+    until(lambda: heard)
+    assert robot.do("call", name=topic, data=True)[0] is True
+    assert visitor.graph().nodes == ("/visitor",)
+    with pytest.raises(ServiceUnavailable):
+        visitor.client(SET_BOOL, topic).call(visitor.new(REQUEST))
+    served.close()
+    visitor.close()
+    assert robot.close() == 0
+    bus.close()
+
+
+def _certificate(folder, name, *, signed_by=None, authority=False):
+    """Paths of a key and its certificate, made out to this machine."""
     key, certificate = folder / f"{name}.key", folder / f"{name}.pem"
+    issuer = [] if signed_by is None else ["-CAkey", signed_by[0], "-CA", signed_by[1]]
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-keyout", key, "-out", certificate, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
-         "-addext", "basicConstraints=critical,CA:FALSE"],
+         "-keyout", key, "-out", certificate, "-subj", "/CN=" + ("localhost" if signed_by is None else name),
+         "-addext", "subjectAltName=DNS:localhost", "-addext", f"basicConstraints=critical,CA:{str(authority).upper()}",
+         *issuer],
         check=True, capture_output=True,
     )  # fmt: skip
     return key, certificate

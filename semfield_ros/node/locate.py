@@ -54,8 +54,9 @@ def locate(
                     return answer, ""
         elapsed_s = time.monotonic() - started_s
         feedback(elapsed_s, max(best, -1.0), snapshot.frames - first_frame)
+        known = f"best score {best:.2f}" if best > float("-inf") else "nothing has been seen yet"
         if cancelled():
-            return answer, f"cancelled after {elapsed_s:.1f} s; nothing had matched (best score {best:.2f})"
+            return answer, f"cancelled after {elapsed_s:.1f} s; nothing had matched ({known})"
         if timeout_s and elapsed_s >= timeout_s:
-            return answer, refused or f"nothing matched within {timeout_s:.1f} s (best score {best:.2f})"
+            return answer, refused or f"nothing matched within {timeout_s:.1f} s ({known})"
         time.sleep(POLL_S)

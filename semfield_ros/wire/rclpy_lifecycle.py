@@ -35,10 +35,10 @@ class Runnable(Protocol):
     """What `build` makes of a bus and a configuration. May have `actions`: {name: (type, handler)}."""
 
     def start(self) -> None:
-        """Feed and publish; also after `stop`."""
+        """Listen, answer and publish; also after `stop`."""
 
     def stop(self) -> None:
-        """Fuse and publish nothing until `start`."""
+        """Listen to nothing until `start`; what is known may still be asked."""
 
     def close(self) -> None:
         """Stop for good and let go of all memory. Safe when the ROS context is gone."""
@@ -122,14 +122,14 @@ class ManagedNode(LifecycleNode):
         return result if result != SUCCESS else super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Feed and publish."""
+        """Listen, answer and publish."""
         assert self._runnable is not None
         result = self._guarded("cannot be activated", self._runnable.start)
         self._active = result == SUCCESS
         return result if result != SUCCESS else super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Fuse and publish nothing."""
+        """Listen to nothing; what is known may still be asked."""
         assert self._runnable is not None
         self._active = False
         result = self._guarded("cannot be deactivated", self._runnable.stop)
