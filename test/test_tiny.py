@@ -30,7 +30,7 @@ from semfield_ros.encoders.tiny import (  # noqa: E402
 from semfield_ros.errors import ConfigError  # noqa: E402
 from semfield_ros.frame import resized  # noqa: E402
 from semfield_ros.sources.simulator import EVALUATION_SEEDS, Simulator, SimulatorConfig  # noqa: E402
-from semfield_ros.sources.simulator_objects import COLOURS, KINDS  # noqa: E402
+from semfield_ros.sources.simulator_objects import COLOURS, KINDS, PART_NAMES  # noqa: E402
 from semfield_ros.sources.simulator_scene import CLASS_NAMES  # noqa: E402
 
 NEGATIVES = ["object", "things", "stuff", "texture"]
@@ -155,6 +155,17 @@ def test_names_objects_of_a_scene_it_never_saw(encoder, simulator, frames):
     assert np.mean([pairs[k] == f"{truth.colour} {truth.kind}" for k, truth in zip(by_both, seen)]) >= 0.8
 
 
+def test_tells_the_parts_of_an_object_apart(encoder):
+    """Part words inside objects of scenes it never saw, against what guessing by area would reach."""
+    from tiny_parts import part_figures
+
+    figures = part_figures(encoder.model, encoder.encode_text, [11, 17], 6)["word"]["other parts"]
+    precision, cluster, chance, count = figures["all"]
+    assert count > 20 and chance < 0.45
+    assert precision > chance + 0.25 and cluster > 0.6
+    assert figures["handle"][1] > 0.7
+
+
 def test_relevancy_decides_what_is_there(encoder, frames):
     values = encoder.encode_frame(frames[1]).values
     semantic, share = cell_labels(frames[1].semantic)
@@ -226,7 +237,7 @@ def test_patch_labels_by_hand():
 
 
 def test_captions_are_right_for_what_they_say():
-    from tiny_captions import CANONICAL, HELD_OUT_ABSENT, HELD_OUT_TEMPLATES, TEMPLATES, CaptionSampler
+    from tiny_captions import CANONICAL, HELD_OUT_ABSENT, HELD_OUT_TEMPLATES, PART_NOUNS, TEMPLATES, CaptionSampler
     from tiny_train import Rows
 
     assert set(CANONICAL) == set(NEGATIVES)
@@ -235,10 +246,11 @@ def test_captions_are_right_for_what_they_say():
     red, blue = list(COLOURS).index("red"), list(COLOURS).index("blue")
     captions = CaptionSampler(["zebu", "quux"]).sample(np.random.default_rng(0), [(mug, red), (bowl, blue)])
     assert not any(word in text.split() for text in captions.texts for word in HELD_OUT_ABSENT)
-    labels = torch.tensor([[mug, red, 1, 0], [bowl, blue, 0, 255], [CLASS_NAMES.index("table"), 255, 0, 255]])
+    handle = PART_NAMES.index("handle")
+    labels = torch.tensor([[mug, red, 1, handle], [bowl, blue, 0, 255], [CLASS_NAMES.index("table"), 255, 0, 0]])
     right, counts = Rows(torch.zeros(3, 4), labels, torch.ones(3)).matches(captions)
     for column, (family, kind, colour) in enumerate(zip(captions.family, captions.kind, captions.colour)):
-        hits = right[:, column].tolist()
+        hits, part = right[:, column].tolist(), int(captions.part[column])
         if family in ("canonical", "absent"):
             assert hits == [False] * 3
         elif family == "pair":
@@ -248,6 +260,67 @@ def test_captions_are_right_for_what_they_say():
         elif family == "colour":
             # The bowl's patch shows a part of another colour: nothing is said about its colour.
             assert counts[:, column].tolist() == [True, False, True] and hits[0] == (colour == red)
+        elif family in ("part", "own part"):
+            # The bowl's patch shows several parts: nothing is said about them.
+            assert counts[:, column].tolist() == [True, False, True] and hits[1:] == [False, False]
+            assert hits[0] == (part == handle and kind in (-1, mug))
+            assert any(
+                word in captions.texts[column] for word in (PART_NAMES[part], *PART_NOUNS.get(PART_NAMES[part], ()))
+            )
+    assert {"part", "own part"} <= set(captions.family)
+
+
+def test_patches_have_the_part_most_of_their_object_shows():
+    from tiny_data import IGNORE, patch_labels
+
+    simulator = Simulator(SimulatorConfig(seed=0, width=64, height=64, processes=0))
+    scene = simulator.scene
+    table = int(np.flatnonzero(scene.geom_semantic[:-1] == CLASS_NAMES.index("table"))[0])
+    one = int(np.flatnonzero(scene.geom_instance == 1)[0])
+    rim, body = PART_NAMES.index("rim"), PART_NAMES.index("body")
+    geom, parts = np.full((8, 32), table, np.int32), np.zeros((8, 32), np.int32)
+    geom[:, 8:] = one
+    geom[:, 24:28] = table
+    parts[:, 8:24], parts[:, 28:] = body, rim
+    parts[:4, 16:24] = rim
+    # table; body; half and half; rim in what the object has of the patch.
+    assert patch_labels(scene, geom, parts).part[0].tolist() == [0, body, IGNORE, rim]
+    assert patch_labels(scene, geom).part[0].tolist() == [0, IGNORE, IGNORE, IGNORE]
+
+
+def test_part_captions_compete_only_with_parts_of_the_same_object():
+    """Features that are the text of their own part lose nothing inside the object; those of a sibling lose most."""
+    from tiny_captions import CaptionSampler
+    from tiny_train import Rows, loss_of_parts
+
+    mug = CLASS_NAMES.index("mug")
+    rim, handle = PART_NAMES.index("rim"), PART_NAMES.index("handle")
+    captions = CaptionSampler(["zebu", "quux"]).sample(np.random.default_rng(1), [(mug, 0)], part_kinds=99)
+    labels = torch.tensor([[mug, 0, 1, rim], [mug, 0, 1, handle], [CLASS_NAMES.index("table"), 255, 0, 0]])
+    rows = Rows(torch.zeros(3, 4), labels, torch.ones(3))
+    right, _ = rows.matches(captions)
+    scale = torch.tensor(40.0)
+    perfect, figures = loss_of_parts(rows, right.float(), captions, scale)
+    assert figures == {"part": 1.0, "sibling": 1.0, "own": 1.0} and float(perfect) < 1e-3
+    swapped, figures = loss_of_parts(rows, right.float()[[1, 0, 2]], captions, scale)
+    assert set(figures.values()) == {0.0} and float(swapped) > 10
+    # a part that mugs do not have may score as it likes: only the comparison with all parts minds
+    other = torch.as_tensor((captions.family == "part") & (captions.part == PART_NAMES.index("neck")))
+    loud = right.float() + 2 * other
+    _, figures = loss_of_parts(rows, loud, captions, scale)
+    assert figures == {"part": 0.0, "sibling": 1.0, "own": 1.0}
+
+
+def test_parts_are_judged_by_their_own_size():
+    from tiny_parts import ObjectPoints, judged
+
+    points = np.stack([0.02 * np.arange(10.0), np.zeros(10), np.zeros(10)], 1)
+    part = np.where(np.arange(10) < 4, PART_NAMES.index("handle"), PART_NAMES.index("body"))
+    thing = ObjectPoints("mug", points, np.zeros((10, 2)), part)
+    assert judged(thing, "handle", -np.arange(10.0)) == (1.0, 1.0)
+    assert judged(thing, "handle", np.arange(10.0)) == (0.0, 0.0)
+    # three of the best four on it, and the best three in a row are not
+    assert judged(thing, "handle", np.array([5, 5, 5, 0, 0, 0, 0, 0, 0, 9.0])) == (0.75, 1.0)
 
 
 def test_window_fit_recovers_a_known_blur():

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from tiny_data import PARTS
 
-from semfield_ros.sources.simulator_objects import COLOURS, KINDS, STUFF
+from semfield_ros.sources.simulator_objects import COLOURS, KINDS, PART_NAMES, STUFF, Kind
 from semfield_ros.sources.simulator_scene import CLASS_NAMES
 
 CANONICAL = ("object", "things", "stuff", "texture")
@@ -117,7 +116,39 @@ STUFF_NOUNS = {
     "wall": ("wall", "walls", "background"),
     "table": ("table", "desk", "tabletop", "table top", "wooden table"),
 }
-PART_PHRASES = ("{p}", "{n} {p}", "{p} of a {n}", "the {p} of the {n}")
+PART_NOUNS = {
+    "handle": ("grip",),
+    "rim": ("edge", "lip", "brim"),
+    "base": ("foot",),
+    "body": ("side",),
+    "cap": ("stopper",),
+    "shaft": ("rod",),
+    "wheel": ("wheels", "tyre"),
+    "window": ("windows",),
+}
+AMBIGUOUS_PARTS = ("bowl",)
+"""Part words that alone are the name of a kind; they mean the part only with the name of the object."""
+PART_PHRASES = (
+    "{n} {p}",
+    "{n} {p}",
+    "{p} of a {n}",
+    "{p} of the {n}",
+    "the {p} of the {n}",
+    "{p} on a {n}",
+    "a {n} , its {p}",
+)
+HELD_OUT_PART_PHRASES = ("{n} {p}", "the {n} by its {p}", "the {p} that belongs to the {n}")
+
+
+def _parts_of(kind: Kind) -> tuple[str, ...]:
+    parts = kind.build(np.random.default_rng(0))
+    return tuple(dict.fromkeys(name for p in parts for name in (p.name, *(zone.name for zone in p.zones))))
+
+
+PARTS_OF = {
+    kind.name: tuple(name for name in _parts_of(kind) if (kind.name, name) != ("wine glass", "body")) for kind in KINDS
+}
+"""The parts of every kind; a wine glass's zones leave nothing that is only its body."""
 
 _ABSENT_WORDS = """
     dog cat laptop keyboard phone chair sofa lamp clock scissors guitar shoe hat umbrella backpack fork knife apple
@@ -165,7 +196,8 @@ HELD_OUT_ABSENT = (
 class Captions:
     """A batch of captions with what makes each right: C texts; kind (class id), colour, part: [C] int, -1 = any.
 
-    `absent` [C] bool: right for nothing. `family` [C]: kind, stuff, colour, pair, part, absent, canonical.
+    `absent` [C] bool: right for nothing. `family` [C]: kind, stuff, colour, pair, part (of anything), own part (of one
+    kind), absent, canonical.
     """
 
     texts: tuple[str, ...]
@@ -204,20 +236,23 @@ def taught_texts() -> list[str]:
     patterns = [text.format("") for text in TEMPLATES]
     patterns += [text.format(c="", n="", p="") for text in (*COLOURED, *COLOUR_ALONE, *PART_PHRASES)]
     stuff = [noun for names in STUFF_NOUNS.values() for noun in names]
-    return [*nouns, *patterns, *stuff, *COLOURS, "violet", *PARTS, *CANONICAL, *ABSENT]
+    parts = [*PART_NAMES[1:], *(noun for nouns in PART_NOUNS.values() for noun in nouns)]
+    return [*nouns, *patterns, *stuff, *COLOURS, "violet", *parts, *CANONICAL, *ABSENT]
 
 
 class CaptionSampler:
     """Draws each step's captions: every concept in random wordings, hard colour + kind distractors, absences."""
 
     def __init__(self, vocabulary: list[str]):
-        held_out = (*HELD_OUT_ABSENT, *HELD_OUT_TEMPLATES, *HELD_OUT_COLOURED)
+        held_out = (*HELD_OUT_ABSENT, *HELD_OUT_TEMPLATES, *HELD_OUT_COLOURED, *HELD_OUT_PART_PHRASES)
         avoided = {word for text in (*taught_texts(), *held_out) for word in text.split()}
         self.strangers = [word for word in vocabulary if word not in avoided]
         self.kinds = [k.name for k in KINDS]
         self.colours = list(COLOURS)
 
-    def sample(self, rng: np.random.Generator, present: list[tuple[int, int]], pairs: int = 56) -> Captions:
+    def sample(
+        self, rng: np.random.Generator, present: list[tuple[int, int]], pairs: int = 56, part_kinds: int = 8
+    ) -> Captions:
         """Captions for a batch whose (class id, colour id) combinations are `present`."""
         out = _Rows([])
         for text in CANONICAL:
@@ -240,14 +275,13 @@ class CaptionSampler:
                 colour=colour_id,
                 family="pair",
             )
-        with_parts = ("mug", "pitcher", "hammer", "screwdriver", "spoon", "frying pan")
-        for _ in range(4):
-            kind = with_parts[rng.integers(len(with_parts))]
-            phrase = PART_PHRASES[1 + rng.integers(3)].format(p="handle", n=self._noun(rng, kind))
-            out.add(phrase, kind=CLASS_NAMES.index(kind), part=0, family="part")
-        out.add("handle" if rng.random() < 0.5 else "the handle", part=0, family="part")
-        part = int(rng.integers(1, len(PARTS)))
-        out.add(PARTS[part], part=part, family="part")
+        for number, part in enumerate(PART_NAMES):
+            if part and part not in AMBIGUOUS_PARTS:
+                phrase = self._part_noun(rng, part)
+                out.add(self._say(rng, phrase) if rng.random() < 0.3 else phrase, part=number, family="part")
+        for kind in rng.permutation([kind for kind, parts in PARTS_OF.items() if len(parts) > 1])[:part_kinds]:
+            for part in PARTS_OF[kind]:
+                self._own_part(rng, out, kind, part)
         for k in range(10):
             noun = ABSENT[rng.integers(len(ABSENT))] if k < 6 else self.strangers[rng.integers(len(self.strangers))]
             if rng.random() < 0.35:
@@ -271,6 +305,19 @@ class CaptionSampler:
     def _noun(self, rng: np.random.Generator, kind: str) -> str:
         nouns = nouns_of(kind)
         return nouns[0] if rng.random() < 0.4 else nouns[rng.integers(len(nouns))]
+
+    def _part_noun(self, rng: np.random.Generator, part: str) -> str:
+        others = PART_NOUNS.get(part, ())
+        return others[rng.integers(len(others))] if others and rng.random() < 0.35 else part
+
+    def _own_part(self, rng: np.random.Generator, out: _Rows, kind: str, part: str) -> None:
+        noun = self._noun(rng, kind)
+        if part not in AMBIGUOUS_PARTS or rng.random() < 0.5:
+            phrase = PART_PHRASES[rng.integers(len(PART_PHRASES))].format(p=self._part_noun(rng, part), n=noun)
+        else:
+            phrase = f"{part} of the {noun}"
+        phrase = self._say(rng, phrase) if rng.random() < 0.2 else phrase
+        out.add(phrase, kind=CLASS_NAMES.index(kind), part=PART_NAMES.index(part), family="own part")
 
     def _colour(self, rng: np.random.Generator, colour: str) -> str:
         return "violet" if colour == "purple" and rng.random() < 0.15 else colour

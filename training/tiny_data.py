@@ -10,14 +10,14 @@ import numpy as np
 
 from semfield_ros.geometry import Camera, look_at, project
 from semfield_ros.sources.simulator import EVALUATION_SEEDS
-from semfield_ros.sources.simulator_objects import COLOURS, KINDS
+from semfield_ros.sources.simulator_objects import COLOURS, PART_NAMES
+from semfield_ros.sources.simulator_parts import part_image
 from semfield_ros.sources.simulator_render import Caster, Look, Shader
 from semfield_ros.sources.simulator_scene import CLASS_NAMES, Scene, compile_scene, place_objects
 
 PATCH_PX = 8
 CROP_PX = 128
 IGNORE = 255
-PARTS = ("handle", "cap", "label", "pages", "head", "wheel", "lid", "shaft", "lens", "window")
 FIRST_TRAINING_SEED = 1000
 assert FIRST_TRAINING_SEED not in EVALUATION_SEEDS
 
@@ -28,7 +28,7 @@ class PatchLabels:
 
     Attributes:
         semantic: class id (simulator CLASS_NAMES). colour: the object's colour. main: 1 where the patch shows mostly
-            parts that carry this colour. part: index into PARTS. instance: object id, 0 = stuff.
+            parts that carry this colour. part: index into PART_NAMES, 0 = stuff. instance: object id, 0 = stuff.
     """
 
     semantic: np.ndarray
@@ -42,8 +42,8 @@ class PatchLabels:
         return np.stack([self.semantic, self.colour, self.main, self.part, self.instance])
 
 
-def patch_labels(scene: Scene, geom: np.ndarray) -> PatchLabels:
-    """Labels from a geom-id image [H, W], sizes divisible by the patch.
+def patch_labels(scene: Scene, geom: np.ndarray, parts: np.ndarray | None = None) -> PatchLabels:
+    """Labels from a geom-id image [H, W], sizes divisible by the patch, and its exact parts [H, W] where known.
 
     An object owns a patch it covers to 3/8 when no other object covers half as much; thin things would otherwise
     never be seen. Stuff owns a patch with at most 1/16 of objects.
@@ -74,9 +74,10 @@ def patch_labels(scene: Scene, geom: np.ndarray) -> PatchLabels:
     semantic = np.where(owned, kinds[best], np.where(stuff, background, IGNORE))
     mine = (instance == best[:, None]) & owned[:, None]
     main = owned & ((scene.geom_main[tiles] & mine).sum(1) >= 0.7 * first)
-    part_ids = np.array([PARTS.index(p) if p in PARTS else len(PARTS) for p in scene.geom_part])
-    part = majority(part_ids[tiles], mine, len(PARTS) + 1, 0.6)
-    part = np.where(owned & (part < len(PARTS)), part, IGNORE)
+    part = np.where(stuff, 0, IGNORE)
+    if parts is not None:
+        part_tiles = parts.reshape(h, PATCH_PX, w, PATCH_PX).transpose(0, 2, 1, 3).reshape(h * w, -1)
+        part = np.where(owned, majority(part_tiles, mine, len(PART_NAMES), 0.6), part)
     labels = (semantic, np.where(owned, colours[best], IGNORE), main, part, np.where(owned, best, 0))
     return PatchLabels(*(x.reshape(h, w).astype(np.uint8) for x in labels))
 
@@ -97,15 +98,20 @@ def scene_crops(seed: int, views: int) -> tuple[np.ndarray, np.ndarray]:
         T, camera = _random_crop(rng, scene)
         cast = caster.cast(camera, T)
         images[view] = (shader.shade(camera, T, cast) + 0.5).astype(np.uint8)
-        labels[view] = patch_labels(scene, cast.geom).stacked()
+        parts = part_image(scene, camera, T, cast.geom, cast.depth_m)
+        labels[view] = patch_labels(scene, cast.geom, parts).stacked()
     return images, labels
 
 
 def _random_crop(rng: np.random.Generator, scene: Scene) -> tuple[np.ndarray, Camera]:
-    """A camera pose and the crop of its 320x240 image that shows some object, at distances a robot looks from."""
+    """A camera pose and the crop of its 320x240 image that shows some object, at distances a robot looks from.
+
+    Half of them are close-ups, in which parts are larger than a patch.
+    """
     frame = Camera(0, 0, 277.0, 277.0, 0.0, 0.0)
+    close = rng.random() < 0.5
     while True:
-        azimuth, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.55, 1.05)
+        azimuth, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 0.75) if close else rng.uniform(0.55, 1.05)
         eye = np.array([radius * np.cos(azimuth), radius * np.sin(azimuth), rng.uniform(0.22, 0.8)])
         T = look_at(eye, rng.uniform([-0.3, -0.3, -0.05], [0.3, 0.3, 0.05]))
         roll = rng.normal(0, 0.08)
@@ -114,8 +120,8 @@ def _random_crop(rng: np.random.Generator, scene: Scene) -> tuple[np.ndarray, Ca
         T = T @ turn
         target = scene.objects[rng.integers(len(scene.objects))].T_world_object[:3, 3] + [0, 0, 0.03]
         u, v, z = (float(x[0]) for x in project(frame, T, target[None]))
-        if z > 0.35 and abs(u) < 170 and abs(v) < 130:
-            zoom = rng.uniform(0.85, 1.25)
+        if z > (0.25 if close else 0.35) and abs(u) < 170 and abs(v) < 130:
+            zoom = rng.uniform(0.95, 1.6) if close else rng.uniform(0.85, 1.25)
             centre = (CROP_PX - 1) / 2 + rng.uniform(-30, 30, 2) - zoom * np.array([u, v])
             return T, Camera(CROP_PX, CROP_PX, 277.0 * zoom, 277.0 * zoom, float(centre[0]), float(centre[1]))
 
@@ -124,7 +130,7 @@ def render_shards(folder: Path, shards: int, scenes: int, views: int, first_shar
     """Write `shards` pairs of .npy files of `scenes` scenes each; existing ones are kept, so it can be resumed."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocabulary.json").write_text(
-        json.dumps({"classes": CLASS_NAMES, "colours": list(COLOURS), "parts": PARTS})
+        json.dumps({"classes": CLASS_NAMES, "colours": list(COLOURS), "parts": PART_NAMES})
     )
     for shard in range(first_shard, first_shard + shards):
         path = folder / f"labels_{shard:04d}.npy"
@@ -148,4 +154,4 @@ def load_shards(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return images, [np.load(p) for p in finished]
 
 
-assert len(KINDS) < IGNORE
+assert max(len(CLASS_NAMES), len(PART_NAMES)) < IGNORE

@@ -5,6 +5,7 @@
     python training/tiny_encoder.py train --data DIR        weights (safetensors, fp16); --resume continues from a file
     python training/tiny_encoder.py window                  the receptive window -> meta.json beside the weights
     python training/tiny_encoder.py evaluate                figures on held-out scenes; thresholds -> meta.json
+    python training/tiny_encoder.py parts                   how well parts are found inside objects, on held-out scenes
 
 Training never sees the simulator's seeds 0 to 99: figures come from 0-23, thresholds and window from 60-83.
 """
@@ -26,7 +27,7 @@ WEIGHTS = MODEL_FOLDER / "weights.safetensors"
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    top.add_argument("command", choices=["render", "train", "window", "evaluate", "all"])
+    top.add_argument("command", choices=["render", "train", "window", "evaluate", "parts", "all"])
     top.add_argument(
         "--data", type=Path, default=Path("out/tiny_data"), help="folder of rendered crops (about 50 kB each)"
     )
@@ -44,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--save-minutes", type=float, default=5.0, help="train: time between saved weights")
     top.add_argument("--workers", type=int, default=2, help="train: processes of one thread that share every step")
     top.add_argument("--threads", type=int, default=2, help="threads of torch")
-    top.add_argument("--views", type=int, default=12, help="evaluate, window: views per scene")
-    top.add_argument("--eval-scenes", type=int, default=24, help="evaluate: scenes (at most 60)")
+    top.add_argument("--views", type=int, default=12, help="evaluate, parts, window: views per scene")
+    top.add_argument("--eval-scenes", type=int, default=24, help="evaluate, parts: scenes (at most 60)")
     return top
 
 
@@ -106,6 +107,23 @@ def evaluate(a: argparse.Namespace) -> None:
     print(json.dumps(figures))
 
 
+def parts(a: argparse.Namespace) -> None:
+    """Print how well part words tell an object's parts apart; each word against the words of other parts -> meta."""
+    from tiny_evaluate import text_encoder, update_meta
+    from tiny_parts import FORMS, NEGATIVES, part_figures, part_table
+
+    from semfield_ros.encoders.tiny import load_weights, new_model, new_tokenizer
+
+    model = load_weights(new_model(), a.weights)
+    figures = part_figures(model, text_encoder(model, new_tokenizer()), range(min(a.eval_scenes, 60)), a.views)
+    for form in FORMS:
+        for against in NEGATIVES:
+            precision, cluster, chance, count = figures[form][against]["all"]
+            print(f"{form}, against {against}: {precision:.3f} {cluster:.3f} (chance {chance:.3f}, {count} parts)")
+    print(part_table(figures["word"], "other parts"))
+    update_meta(a.meta, part_figures=figures["word"]["other parts"])
+
+
 def main() -> None:
     """Run one command or all of them."""
     import torch
@@ -114,7 +132,7 @@ def main() -> None:
     a.meta = a.meta or a.weights.with_name("meta.json")
     logging.getLogger().setLevel(logging.ERROR)
     torch.set_num_threads(a.threads)
-    steps = {"render": render, "train": train, "window": window, "evaluate": evaluate}
+    steps = {"render": render, "train": train, "window": window, "evaluate": evaluate, "parts": parts}
     for name in list(steps) if a.command == "all" else [a.command]:
         steps[name](a)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_captions import Captions, CaptionSampler, taught_texts
+from tiny_captions import PARTS_OF, Captions, CaptionSampler, taught_texts
 from tiny_data import IGNORE, load_shards
 from torch import distributed
 from torch.nn import functional
 
 from semfield_ros.encoders.tiny import dense_features, load_weights, new_model, new_tokenizer, normalised_images
-from semfield_ros.sources.simulator_objects import STUFF
+from semfield_ros.sources.simulator_objects import PART_NAMES, STUFF
 from semfield_ros.sources.simulator_scene import CLASS_NAMES
 
 TEMPERATURE = 10.0
@@ -39,9 +39,14 @@ class Rows:
         right = right & ((colour < 0) | (self.colour[:, None] == colour)) & ((part < 0) | (self.part[:, None] == part))
         colour_alone = torch.as_tensor(captions.family == "colour")[None]
         accent = (self.semantic >= FIRST_KIND) & (self.main == 0)
-        # An object has no single part, so part captions say nothing about whole objects (main == 2).
-        whole = (self.main == 2)[:, None] & (part >= 0)
-        return right, ~(colour_alone & accent[:, None]) & ~whole
+        # An object has no single part, so part captions say nothing about whole objects (main == 2) and mixed patches.
+        no_part = ((self.main == 2) | (self.part == IGNORE))[:, None] & (part >= 0)
+        return right, ~(colour_alone & accent[:, None]) & ~no_part
+
+    def part_shares(self) -> torch.Tensor:
+        """Weights that let small parts count as much as large ones: [N], by the square root of how rare each is."""
+        area = torch.bincount(self.part, minlength=IGNORE + 1)[self.part]
+        return self.weight * area.float().rsqrt()
 
 
 def augmented(rng: np.random.Generator, rgb: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,7 +107,8 @@ def loss_of_rows(
     total = cosine.new_zeros(())
     things = rows.semantic >= FIRST_KIND
     columns_of = {
-        name: np.flatnonzero(family == name) for name in ("kind", "stuff", "colour", "pair", "part", "absent")
+        name: np.flatnonzero(family == name)
+        for name in ("kind", "stuff", "colour", "pair", "part", "own part", "absent")
     }
     groups = {
         "kind": (np.concatenate([columns_of["kind"][0::2], columns_of["stuff"]]), torch.ones_like(things)),
@@ -121,6 +127,8 @@ def loss_of_rows(
         share = (functional.cross_entropy(logits, target, reduction="none") * weight).sum() / weight.sum()
         total = total + share
         figures[name] = float((((logits.argmax(1) == target) * weight).sum() / weight.sum()).detach())
+    parts_loss, part_figures = loss_of_parts(rows, cosine, captions, scale)
+    total, figures = total + parts_loss, figures | part_figures
     margin = TEMPERATURE * (cosine - negatives.max(1, keepdim=True).values)
     for name, columns in columns_of.items():
         weight = rows.weight[:, None] * counts[:, columns]
@@ -133,6 +141,34 @@ def loss_of_rows(
         if name in ("pair", "kind", "absent"):
             worst = torch.where(no > 0, m, torch.full_like(m, -20.0)).max(1).values
             total = total + 0.5 * (functional.softplus(worst) * rows.weight).sum() / rows.weight.sum()
+    return total, figures
+
+
+def loss_of_parts(
+    rows: Rows, cosine: torch.Tensor, captions: Captions, scale: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Softmax among part captions: of everything, and of what is asked inside an object, the parts of its own kind."""
+    right, counts = rows.matches(captions)
+    family = captions.family
+    canonical = np.flatnonzero(family == "canonical")
+    of_kind = torch.zeros(256, len(PART_NAMES), dtype=torch.bool)
+    for kind, parts in PARTS_OF.items():
+        of_kind[CLASS_NAMES.index(kind), [PART_NAMES.index(part) for part in parts]] = True
+    alone, own = np.flatnonzero(family == "part"), np.flatnonzero(family == "own part")
+    everything = torch.ones(len(rows.semantic), len(alone), dtype=torch.bool)
+    siblings = of_kind[rows.semantic][:, torch.as_tensor(captions.part[alone])]
+    same_kind = rows.semantic[:, None] == torch.as_tensor(captions.kind[own])[None]
+    total, figures, weights = cosine.new_zeros(()), {}, rows.part_shares()
+    for name, columns, allowed in (("part", alone, everything), ("sibling", alone, siblings), ("own", own, same_kind)):
+        hit = right[:, columns] & counts[:, columns]
+        mask = (hit.sum(1) == 1) & (rows.semantic >= FIRST_KIND)
+        if not bool(mask.any()):
+            continue
+        logits = torch.cat([cosine[mask][:, columns].masked_fill(~allowed[mask], -3.0), cosine[mask][:, canonical]], 1)
+        target, weight = hit[mask].int().argmax(1), weights[mask]
+        loss = functional.cross_entropy(scale * logits, target, reduction="none")
+        total = total + 0.5 * (loss * weight).sum() / weight.sum()
+        figures[name] = float((((logits.argmax(1) == target) * weight).sum() / weight.sum()).detach())
     return total, figures
 
 
