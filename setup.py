@@ -37,7 +37,11 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     packages=find_packages(include=["semfield_ros", "semfield_ros.*"]),
-    package_data={"semfield_ros": ["py.typed", "encoders/tiny_model/*", "sources/*.csv", "messages/definitions/*/*/*"]},
+    package_data={
+        "semfield_ros": [
+            "py.typed", "encoders/tiny_model/*", "sources/*.csv", "grippers/*.yaml", "messages/definitions/*/*/*",
+        ]
+    },
     python_requires=">=3.10",
     install_requires=[
         "eclipse-zenoh>=1.7.2",

@@ -12,8 +12,11 @@ from .cloud import SurfaceCloud
 from .config import SemfieldConfig
 from .errors import QueryError
 from .field.snapshot import Snapshot
+from .objects.field_space import space_of
 from .objects.grasping import with_grasps
 from .objects.objects import Object, find_objects
+from .objects.part_region import with_parts
+from .objects.wish import wish_of
 from .query.prompt import EncodedPrompts, PromptEncoder
 from .query.relevancy import peak
 from .query.relevancy import top_percent as top_percent_mask
@@ -23,12 +26,20 @@ from .query.scores import Scores, Source, score_points
 
 @dataclass(frozen=True)
 class PromptAnswer:
-    """One prompt's answer; `matched` False (no objects) is a normal one. `peak`: mean score of its best surface."""
+    """One prompt's answer; `matched` False (no objects) is a normal one. `peak`: mean score of its best surface.
+
+    `part`: what of the objects was asked for; '' = the whole."""
 
     label: str
     peak: float
     matched: bool
     objects: tuple[Object, ...]
+    part: str = ""
+
+    @property
+    def part_found(self) -> bool:
+        """Whether a part was asked for, and some object has it."""
+        return any(thing.part is not None for thing in self.objects)
 
 
 @dataclass(frozen=True)
@@ -91,8 +102,10 @@ def answer(
     """Find what prompts name.
 
     Args:
-        prompts: one text or several; synonyms inside one are separated by ";" (or given as a list). Or vectors: what
-            looks like a place (`query.click.prompts_like`); `negatives` play no part then.
+        prompts: one text or several; synonyms inside one are separated by ";" (or given as a list). "mug; handle",
+            "mug > handle" or "the mug by its handle" ask for a part of an object (`query.prompt`): scores are the
+            object's, grasps are on the part alone. Or vectors: what looks like a place (`query.click.prompts_like`);
+            `negatives` play no part then.
         negatives: what to tell it apart from (None = the canonical four).
         source: auto, field, points, ensemble or scales. scales_m: to search, with scales only; none = what was learnt.
         score: relevancy or cosine (None = as configured).
@@ -172,11 +185,16 @@ def answer(
                 cloud, values[:, q], prompt=prompt.label, high=seed, low=least_score, config=objects,
                 seen=scores.seen, stamp_s=snapshot.stamp_s, evidence=evidence, least=least,
             )  # fmt: skip
+            if q in encoded.parts:
+                found = with_parts(
+                    found, snapshot, prompt, encoded.parts[q], config=config.objects, query=question, source=source
+                )
             if grasps:
                 found = with_grasps(
-                    found, cloud, objects_config=config.objects, gripper=config.gripper, config=config.grasp
+                    found, cloud, objects_config=config.objects, gripper=config.gripper, config=config.grasp,
+                    space=space_of(snapshot, config.grasp), wish=wish_of(snapshot, encoded, q),
                 )
-        answers.append(PromptAnswer(prompt.label, best, bool(found), tuple(found)))
+        answers.append(PromptAnswer(prompt.label, best, bool(found), tuple(found), "".join(prompt.part[:1])))
     share = scores.from_field[scores.seen].mean() if scores.seen.any() else 0.0
     used = "field" if share > 0.95 else "points" if share == 0 else "mixed"
     return Answer(config.global_frame, snapshot.stamp_s, cloud, scores, tuple(answers), used, floor, top, scaled)

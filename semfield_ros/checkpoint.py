@@ -369,4 +369,5 @@ def _rebuild(
     mapping.replay = replay
     mapping.keyframes = Keyframes(config.memory, replay.capacity)
     mapping.keyframes.restore(keyframes_of(description), description["next_keyframe"])
+    mapping.recall_space()
     return mapping

@@ -1,4 +1,4 @@
-"""The command line: `semfield demo | run | query | export | node | publish | ask | bench | eval | build`."""
+"""The command line: `semfield demo | run | query | export | node | publish | ask | bench | eval | build | task`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from .config_io import from_yaml
 from .errors import ConfigError, SemfieldError
 from .node.commands import ask, node, publish
 from .node.config import NodeConfig
+from .tasks_cli import main as task_main
+from .tasks_cli import task
 
 if TYPE_CHECKING:
     from .answer import Answer
@@ -55,7 +57,8 @@ def demo(
         frames: length of the camera's path around the table, at 30 Hz.
         rate: speed of the replay; 1 = real time, with frames dropped as a live stream would. 0 = as fast as possible.
         train_s: seconds of training after the last frame.
-        query: what to look for (repeat the flag; synonyms separated by ";"). Default: what is on the table.
+        query: what to look for (repeat the flag; synonyms separated by ";", or "mug; handle" for a part of an object).
+            Default: what is on the table.
         out: output folder; files of the same names are overwritten.
     """
     from .evaluation.simulated import Truth
@@ -115,7 +118,7 @@ def run(
             TUM RGB-D, Replica (Semantic-NeRF's or NICE-SLAM's), ScanNet, Panoptic Lifting, or nerfstudio's
             transforms.json with depth (LERF, F3RM). The layout is known by its files, or named: scannet:PATH.
             PATH?split=train takes the frames its layout trains with, PATH?labels=nyu13 one of its label sets.
-        query: what to look for (repeat the flag; synonyms separated by ";").
+        query: what to look for (repeat the flag; synonyms separated by ";", or "mug; handle" for a part of an object).
         out: output folder; files of the same names are overwritten.
         rate: 0 = as fast as possible, every frame; 1 = real time, with frames dropped as a live stream would.
         width: frames are resampled to this width in pixels; None = as they are.
@@ -178,7 +181,7 @@ def _session(
 
 def query(
     map: Positional[Path],
-    text: Positional[tuple[str, ...]],
+    text: Positional[tuple[str, ...]] = (),
     source: Literal["auto", "field", "points", "ensemble"] = "auto",
     task: tuple[Path, ...] = (),
     out: Path | None = None,
@@ -187,9 +190,12 @@ def query(
 
     Args:
         map: a .semfield file that `run` or `demo` wrote.
-        text: what to look for, one or several; synonyms separated by ";".
+        text: what to look for, one or several; synonyms separated by ";", as in "mug; cup". A known part word asks for
+            that part of the object: "mug; handle", "the white mug by its handle"; any other does behind ">": "drill >
+            chuck". Grasps are on the part alone then.
         source: which map answers.
-        task: tasks that were demonstrated (.task files), asked for like texts.
+        task: tasks that were demonstrated (.task files of `semfield task`), asked for like texts. What they find is
+            held as it was shown; with one task, so is what the texts find: words say which object, the task says how.
         out: folder for clouds and objects.json; nothing is written without it.
     """
     from .checkpoint import saved_config
@@ -265,7 +271,7 @@ def bench(
     what: Positional[
         Literal[
             "online", "query", "geometry", "memory", "simulator", "calibrate", "node", "loop_closure", "ablation",
-            "speed", "scale", "changes", "unbounded", "peers",
+            "speed", "scale", "changes", "unbounded", "peers", "grasp",
         ]
     ],
     source: str = "simulator",
@@ -300,6 +306,7 @@ def bench(
             changes = objects are removed, moved, added, exchanged; how soon answers follow, what is lost at rest.
             speed = samples trained a second, beside plain torch; how far the machine's limits are.
             unbounded = pixels whose depth the sensor cannot tell, learnt from colour or not.
+            grasp = grasps by gradient, beside F3RM's settings and the geometric planner.
             peers = published settings on this engine, and Semantic-NeRF's own code where it is given.
         source: simulator, or a 7-Scenes folder with objects.json (held-out depth, colour and labelled boxes).
         json: end with one line of JSON.
@@ -314,7 +321,7 @@ def bench(
         rooms: of scale.
         frames_per_room: of scale.
         plot: of scale: a picture to write.
-        device: of speed.
+        device: of speed and grasp.
         semantic_nerf: of peers: a checkout of Semantic-NeRF's code, run as another program beside ours.
     """
     from .benchmarks import ablation, calibrate, changes, geometry, loop_closure, memory, online, scale, speed
@@ -351,6 +358,10 @@ def bench(
         from .benchmarks import peers
 
         return peers.run(console=wide, as_json=json, seeds=seeds, train_s=train_s, semantic_nerf=semantic_nerf)
+    if what == "grasp":
+        from .benchmarks import grasp
+
+        return grasp.run(console=wide, as_json=json, device=device)
     if what == "speed":
         return speed.run(speed.Plan(device=device), console=wide, as_json=json)
     if what == "scale":
@@ -450,7 +461,7 @@ def build(
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo, "run": run, "query": query, "export": export, "node": node, "publish": publish, "ask": ask,
-    "bench": bench, "eval": evaluate, "build": build,
+    "bench": bench, "eval": evaluate, "build": build, "task": task,
 }  # fmt: skip
 
 
@@ -476,6 +487,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["eval"]:
             return _evaluate(arguments[1:])
+        if arguments[:1] == ["task"]:
+            return task_main(arguments[1:])
         for name, command, base in (
             ("run", run, SemfieldConfig()), ("build", build, SemfieldConfig()), ("node", node, NodeConfig()),
         ):  # fmt: skip

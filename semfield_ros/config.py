@@ -10,6 +10,7 @@ from dataclasses import field as nested
 from typing import Annotated, Literal
 
 from .errors import ConfigError
+from .grippers import dimensions
 
 
 @dataclass(frozen=True)
@@ -455,6 +456,16 @@ class QueryConfig:
     """A prompt's peak is the mean score of the best so much surface: a few stray voxels are no evidence."""
     top_percent: Annotated[float | None, Between(0.0001, 100), Live()] = None
     """Objects are made of the best so many percent of the seen points, instead of the points above a threshold."""
+    part_words: Annotated[tuple[str, ...], Live()] = (
+        "handle; grip", "rim; edge; lip; brim", "body; side", "base; foot; bottom", "neck", "stem", "lid",
+        "cap; stopper", "shaft; rod", "head", "spout", "blade", "knob", "label", "tip", "top", "stalk", "lens",
+        "wheel; wheels", "window; windows", "roof", "spine", "pages", "cover", "ring", "stripe", "button", "strap",
+        "hook", "nozzle",
+    )  # fmt: skip
+    """Words that name a part of an object behind ";", as in "mug; handle"; words for the same part stand together, and
+    those of others are what a part is told apart from inside its object."""
+    part_no_match: Annotated[float, Between(0, 1), Live()] = 0.35
+    """An object none of whose points are the part with at least this relevancy, among all parts, does not have it."""
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, "temperature", self.temperature, "> 0")
@@ -549,6 +560,9 @@ class MaskConfig:
 class GripperConfig:
     """A parallel gripper. Its frame: origin midway between the fingertips, x closes, z approaches, y = z cross x."""
 
+    model: Annotated[str, Live()] = ""
+    """parallel, panda_hand, robotiq_2f85, or a YAML file: the dimensions it gives take the place of those below; '' =
+    those below."""
     max_width_m: Annotated[float, Between(0.001, 10), Live()] = 0.085
     """Largest opening between the fingers."""
     min_width_m: Annotated[float, Between(0, 10), Live()] = 0.002
@@ -560,6 +574,10 @@ class GripperConfig:
     """Along y."""
     palm_depth_m: Annotated[float, Between(0.0001, 10), Live()] = 0.06
     """Thickness of the palm behind the fingers."""
+    palm_width_m: Annotated[float, Between(0, 10), Live()] = 0.0
+    """Of the palm along x; 0 = as wide as the open fingers."""
+    palm_breadth_m: Annotated[float, Between(0, 10), Live()] = 0.0
+    """Of the palm along y; 0 = as broad as the fingers."""
     clearance_m: Annotated[float, Between(0, 10), Live()] = 0.005
     """Kept to everything around; the fingers open this much wider than the object on each side."""
     friction: Annotated[float, Between(0.001, 100), Live()] = 0.5
@@ -568,14 +586,33 @@ class GripperConfig:
     """Ranked candidates kept per object."""
 
     def __post_init__(self) -> None:
+        if self.model:
+            for name, value in dimensions(self.model):
+                object.__setattr__(self, name, value)
         for name in ("finger_length_m", "finger_thickness_m", "finger_breadth_m", "palm_depth_m", "friction"):
             require(getattr(self, name) > 0, name, getattr(self, name), "> 0")
-        require(self.clearance_m >= 0, "clearance_m", self.clearance_m, ">= 0")
+        for name in ("clearance_m", "palm_width_m", "palm_breadth_m"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), ">= 0")
         require(
             0 <= self.min_width_m < self.max_width_m - 2 * self.clearance_m,
             "min_width_m", self.min_width_m, "0 <= min < max_width_m - 2 clearance_m",
         )
         require(self.candidates >= 1, "candidates", self.candidates, ">= 1")
+
+    @property
+    def widest_m(self) -> float:
+        """The widest thing that is held: what noise adds to it must still pass between the open fingers."""
+        return self.max_width_m - 1.2 * self.clearance_m
+
+    def opening_m(self, width_m: float) -> float:
+        """How far the fingers are opened before they go around something: the clearance on each side, if they can."""
+        return min(width_m + 2 * self.clearance_m, self.max_width_m)
+
+    @property
+    def palm_half_m(self) -> tuple[float, float]:
+        """Half of the palm along x and along y."""
+        x = self.palm_width_m or self.max_width_m + 2 * self.finger_thickness_m
+        return x / 2, (self.palm_breadth_m or self.finger_breadth_m) / 2
 
 
 @dataclass(frozen=True)
@@ -583,7 +620,7 @@ class GraspConfig:
     """How grasps are looked for."""
 
     planner: Annotated[str, Live()] = "antipodal"
-    """antipodal, or somebody's own as module:attribute (see `objects.grasps.GraspPlanner`)."""
+    """antipodal, optimised (by gradient), or somebody's own as module:attribute (see `objects.grasps.GraspPlanner`)."""
     source: Annotated[Literal["auto", "field", "points"], Live()] = "auto"
     """Where surface, normals and clearance come from; auto = the field where it has been trained."""
     unseen: Annotated[Literal["occupied", "free"], Live()] = "occupied"

@@ -28,6 +28,7 @@ from .memory.corrections import Correction, check_poses, match_poses
 from .memory.cubes import Cube
 from .memory.features import FeatureShape
 from .memory.forgetting import forget_voxels
+from .memory.free_space import FreeSpace, space_view
 from .memory.keyframes import Keyframe, Keyframes
 from .memory.mask_store import MaskStore, mask_view, masks_of
 from .memory.point_map import PointMap
@@ -125,6 +126,7 @@ class Mapping:
         self.config, self.feature_dim, self.device, self.cube = config, feature_dim, device, cube
         self.points = self.empty_points()
         self.masks = MaskStore(config.masks.store_mb * 2**20, config.memory)
+        self.free_space = FreeSpace()
         self.keyframes: Keyframes | None = None
         self.replay: Replay | None = None
         self.field: Field | None = None
@@ -280,6 +282,7 @@ class Mapping:
             self.replay.keep_inside(keyframe.slot, self.cube.low_m - margin_m, self.cube.high_m + margin_m)
         self.counts["keyframes"] += 1
         self.masks.keep(self.keyframes)
+        self.free_space.add(space_view(keyframe, frame.depth_m), self.keyframes)
         brought = masks_of(frame)
         if brought is not None:
             self.add_masks(keyframe, frame, *brought)
@@ -288,6 +291,15 @@ class Mapping:
         self.news_step = self.steps
         self._revision += 1
         return keyframe
+
+    def recall_space(self) -> None:
+        """Make the views of seen space anew, from what the replay holds: after a checkpoint was loaded."""
+        if self.replay is None or self.keyframes is None:
+            return
+        shape = self.replay.grid_h, self.replay.grid_w
+        for keyframe in self.keyframes.items:
+            depth = self.replay.depth[keyframe.slot].cpu().numpy().reshape(shape)
+            self.free_space.add(space_view(keyframe, depth, self.replay.stride), self.keyframes)
 
     def look_through(self, frame: Frame) -> None:
         """Only what a frame says of the voxels: those it sees through, and those on its surface. No keyframe."""
@@ -382,6 +394,7 @@ class Mapping:
         if keyframe is not None:
             self.replay.set_pose(keyframe.slot, T_world_camera)
             self.masks.replace_poses([(keyframe.id, T_world_camera)])
+            self.free_space.replace_poses([(keyframe.id, T_world_camera)])
         return keyframe is not None
 
     def correct_poses(
@@ -420,12 +433,14 @@ class Mapping:
         """Make the point map anew where learnt poses have left those it was made with by half a voxel. O(keyframes)."""
         if self._fresh is not None or self.keyframes is None or self.replay is None:
             return
-        moved = False
+        moved = {}
         for keyframe in list(self.keyframes.items):
             T = self.replay.pose[keyframe.slot].cpu().numpy().astype(np.float64)
             if np.linalg.norm(T[:3, 3] - keyframe.T_world_camera[:3, 3]) > self.config.memory.voxel_size_m / 2:
-                moved |= self.keyframes.replace_pose(keyframe.id, T) is not None
+                if self.keyframes.replace_pose(keyframe.id, T) is not None:
+                    moved[keyframe.id] = T
         if moved:
+            self.free_space.replace_poses(moved.items())
             self._remake_points()
             self.counts["poses_refined"] += 1
             self._revision += 1
@@ -483,6 +498,7 @@ class Mapping:
         return take(
             self.points, self.field, stamp_s=self.stamp_s, frames=self.counts["frames"], step=self.steps,
             language=self.language_steps > 0, learnt=self.learnt, masks=self.masks.views,
+            seen_space=self.free_space.seen,
         )  # fmt: skip
 
     def status(self) -> MappingStatus:

@@ -7,10 +7,10 @@ import pytest
 
 PACKAGE = "semfield_ros"
 ORDER = [
-    "errors", "config", "config_io", "geometry", "cloud", "frame", "messages", "sources", "encoders", "memory", "field",
-    "query", "objects", "answer", "mapping", "checkpoint", "shelf", "atlas", "atlas_files", "engine", "export",
-    "semantic_mesh", "openlex3d", "viewer", "session", "offline", "offline_ray", "results", "progress", "adapter",
-    "evaluation", "wire", "node", "benchmarks", "protocols", "cli",
+    "errors", "grippers", "config", "config_io", "geometry", "cloud", "frame", "messages", "sources", "encoders",
+    "memory", "field", "query", "objects", "planners", "answer", "mapping", "checkpoint", "shelf", "atlas",
+    "atlas_files", "engine", "export", "semantic_mesh", "openlex3d", "viewer", "session", "offline", "offline_ray",
+    "results", "progress", "adapter", "evaluation", "wire", "node", "benchmarks", "protocols", "tasks_cli", "cli",
 ]
 INDEPENDENT = {("encoders", "sources")}
 """(who, whom): stands before, and yet must not be imported."""

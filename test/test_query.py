@@ -17,7 +17,8 @@ from semfield_ros.field.model import Field
 from semfield_ros.field.snapshot import TRUSTED_STEPS, Snapshot
 from semfield_ros.field.workspace import Workspace
 from semfield_ros.mapping import Mapping, language_head
-from semfield_ros.query.prompt import MAX_CHARACTERS, MAX_PROMPTS, PromptEncoder, parse_prompt
+from semfield_ros.query.classes import encode_classes
+from semfield_ros.query.prompt import MAX_CHARACTERS, MAX_PROMPTS, PromptEncoder, known_parts, parse_prompt
 from semfield_ros.query.relevancy import best_synonym, hysteresis, pairwise_relevancy, peak, top_percent
 from semfield_ros.query.scores import field_cosines, map_cosines, score_points
 
@@ -56,6 +57,94 @@ def test_prompts_and_synonyms():
     assert [p.label for p in encoded.prompts] == ["mug", "blue box", "pen"]
     assert np.array_equal(encoded.positives, STUB.encode_text(["mug", "cup", "blue box", "pen"]))
     assert len(PromptEncoder(STUB, QueryConfig()).encode("one text").prompts) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "synonyms", "part"),
+    [
+        ("mug; handle", "mug; handle", ["mug"], ["handle"]),
+        ("mug; cup; the handle", "mug; handle", ["mug", "cup"], ["handle"]),
+        ("mug; handle; cup; Grip", "mug; handle", ["mug", "cup"], ["handle", "Grip"]),
+        ("white mug; mug handle", "white mug; handle", ["white mug"], ["handle"]),
+        ("the white mug; its handle", "the white mug; handle", ["the white mug"], ["handle"]),
+        ("a mug; mug handle", "a mug; handle", ["a mug"], ["handle"]),
+        (["mug", "cup", "rim"], "mug; rim", ["mug", "cup"], ["rim"]),
+        ("drill > chuck", "drill; chuck", ["drill"], ["chuck"]),
+        ("drill; power tool > the chuck; jaws", "drill; chuck", ["drill", "power tool"], ["chuck", "jaws"]),
+        (["drill > chuck"], "drill; chuck", ["drill"], ["chuck"]),
+        (["drill", "> chuck"], "drill; chuck", ["drill"], ["chuck"]),
+        ("the white mug by its handle", "white mug; handle", ["white mug"], ["handle"]),
+        ("the white mug by its handle; cup", "white mug; handle", ["white mug", "cup"], ["handle"]),
+        ("mug's handle", "mug; handle", ["mug"], ["handle"]),
+        ("the mug\u2019s handle", "mug; handle", ["mug"], ["handle"]),
+        ("scissors' handle", "scissors; handle", ["scissors"], ["handle"]),
+        ("handle of the mug", "mug; handle", ["mug"], ["handle"]),
+        ("The rim of a white bowl", "white bowl; rim", ["white bowl"], ["rim"]),
+        # what only looks like it
+        ("handle", "handle", ["handle"], []),
+        ("handle; grip", "handle", ["handle", "grip"], []),
+        ("the bottle cap; lid", "the bottle cap", ["the bottle cap", "lid"], []),
+        ("mug handle", "mug handle", ["mug handle"], []),
+        ("mug; bottle cap", "mug", ["mug", "bottle cap"], []),
+        ("drill; chuck", "drill", ["drill", "chuck"], []),
+        ("head of lettuce", "head of lettuce", ["head of lettuce"], []),
+        ("a bowl of the soup", "a bowl of the soup", ["a bowl of the soup"], []),
+        ("table by the window", "table by the window", ["table by the window"], []),
+        ("child's toy", "child's toy", ["child's toy"], []),
+        ("of the mug", "of the mug", ["of the mug"], []),
+        ("by its handle", "by its handle", ["by its handle"], []),
+    ],
+)
+def test_the_grammar_of_parts(text, label, synonyms, part):
+    found = parse_prompt(text)
+    assert (found.label, list(found.synonyms), list(found.part)) == (label, synonyms, part)
+
+
+@pytest.mark.parametrize(
+    "text", [">", "mug >", "> handle", "mug > ;", "; > x", "a > b > c", ["a > b", "c > d"], "mug >>"]
+)
+def test_half_a_part_is_refused(text):
+    with pytest.raises(QueryError, match=">"):
+        parse_prompt(text)
+
+
+def test_classes_are_whole_things():
+    texts = PromptEncoder(STUB, QueryConfig())
+    assert encode_classes(texts, ["box; lid"], other=False).prompts[0].label == "box", "part words are synonyms here"
+    with pytest.raises(QueryError, match="whole"):
+        encode_classes(texts, ["box > lid"])
+
+
+def test_part_words_are_the_users_own():
+    assert parse_prompt("drill; chuck", known_parts(["chuck; jaws"])).part == ("chuck",)
+    assert parse_prompt("mug; handle", known_parts([])).synonyms == ("mug", "handle")
+    mine = PromptEncoder(STUB, QueryConfig(part_words=("chuck; jaws", "trigger"))).encode("drill; jaws")
+    assert mine.prompts[0].part == ("jaws",)
+    against = mine.parts[0].negatives
+    assert np.array_equal(against[-1:], STUB.encode_text(["trigger"])), "words for the same part do not compete"
+
+
+@given(
+    st.lists(st.sampled_from(["mug", "handle", "the", "of", "by", "its", ";", ">", "'s", " ", "a", "rim"]), max_size=12)
+)
+def test_any_prompt_is_read_or_refused(words):
+    try:
+        found = parse_prompt(" ".join(words))
+    except QueryError:
+        return
+    assert found.label and found.synonyms and all(found.synonyms) and all(found.part)
+
+
+def test_parts_are_encoded_beside_their_prompts():
+    encoded = texts_of("mug; cup", "red; blue > green", "pen")
+    assert encoded.owner.tolist() == [0, 0, 1, 1, 2] and list(encoded.parts) == [1]
+    part = encoded.parts[1]
+    assert part.positives.shape[1] == part.negatives.shape[1] == STUB.dim
+    assert not texts_of("mug").parts
+    known, strange = texts_of("a mug; handle").parts[0], texts_of("a spoon > bowl").parts[0]
+    assert np.allclose(known.positives, STUB.encode_text(["handle"]))
+    both = STUB.encode_text(["bowl", "spoon bowl"]).sum(0)
+    assert np.allclose(strange.positives, both / np.linalg.norm(both)), "a word that may be a thing of its own"
 
 
 def test_negatives_are_text_or_texts():

@@ -9,17 +9,21 @@ from scipy.spatial.transform import Rotation
 
 torch = pytest.importorskip("torch")
 
+from semfield_ros import cli  # noqa: E402
 from semfield_ros.answer import answer  # noqa: E402
+from semfield_ros.atlas_files import save_map  # noqa: E402
 from semfield_ros.config import EncoderConfig, QueryConfig  # noqa: E402
 from semfield_ros.encoders import create  # noqa: E402
 from semfield_ros.errors import CheckpointError, QueryError  # noqa: E402
 from semfield_ros.query.prompt import PromptEncoder  # noqa: E402
 from semfield_ros.query.scores import score_points  # noqa: E402
 from semfield_ros.query.tasks import (  # noqa: E402
+    FieldFeatures,
     TaskEmbedding,
     demonstrate,
     field_features,
     load_task,
+    merged,
     pose_features,
     query_points,
     save_task,
@@ -169,3 +173,129 @@ def test_bad_demonstrations_are_refused(snapshot, task):
         demonstrate("x", [(snapshot, RED_TOP)], head="teacher_dino")
     with pytest.raises(QueryError, match="sigma"):
         query_points(sigma_m=0)
+
+
+def test_a_pose_in_free_space_shows_nothing(snapshot):
+    with pytest.raises(QueryError, match=r"demonstration 2 of 'x' at \[0.0, 0.0, 0.6\] is in free space"):
+        demonstrate("x", [(snapshot, RED_TOP), (snapshot, AIR)])
+
+
+def test_features_along_directions_are_those_of_the_field(snapshot):
+    points = np.array([[-0.14, -0.02, 0.155], [0.15, 0.02, 0.095], [0.0, 0.0, 0.6]], np.float32)
+    directions = np.linalg.qr(np.random.default_rng(0).normal(size=(32, 5)))[0].T.astype(np.float32)
+    alpha, along = FieldFeatures(snapshot)(points, directions)
+    expected, features = field_features(snapshot.field, points)
+    assert np.allclose(alpha, expected, atol=1e-6)
+    assert np.allclose(along[:2], (features @ directions.T)[:2], atol=1e-4) and not along[2].any()
+    with pytest.raises(QueryError, match="another encoder"):
+        FieldFeatures(snapshot)(points, directions[:, :8])
+
+
+def test_more_demonstrations_are_weighted_by_their_number(snapshot, task):
+    one = demonstrate("again", [(snapshot, BLUE_TOP)])
+    both = merged(task, one)
+    assert both.demonstrations == 3 and both.name == task.name
+    assert np.allclose(both.features, (2 * task.features + one.features) / 3, atol=1e-6)
+    for other in (replace(one, head="teacher_dino"), replace(one, encoder="else"), replace(one, points=one.points + 1)):
+        with pytest.raises(QueryError, match="another name"):
+            merged(task, other)
+
+
+GREEN = analytic_scene.Block((-0.17, -0.03, 0.0), (-0.12, 0.05, 0.12), "green")
+THIN_RED = analytic_scene.Block((0.1, -0.05, 0.0), (0.15, 0.03, 0.14), "red")
+
+
+SETTINGS = replace(analytic_scene.SMALL, encoder=EncoderConfig(name="stub"))
+
+
+def slender(blocks):
+    return analytic_scene.mapped_frames(analytic_scene.stream(12, blocks), SETTINGS, steps=250)
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    """Another scene: a red and a green thing that a gripper can span, at other places than those shown."""
+    return slender((THIN_RED, GREEN))
+
+
+def test_a_task_shown_in_one_scene_is_done_in_another(elsewhere):
+    shown = slender((analytic_scene.Block((-0.05, -0.1, 0.0), (0.0, -0.02, 0.1), "red"),)).snapshot()
+    task = demonstrate("by the top", [(shown, gripper_at(-0.025, -0.06, 0.096))])
+    snapshot = elsewhere.snapshot()
+    texts = PromptEncoder(create(EncoderConfig(name="stub")), QueryConfig())
+    question = with_tasks(texts, ["red", "green"], [task])
+    assert question.tasks == (task, task, task)
+    red, _, again = answer(snapshot, texts, question, config=analytic_scene.SMALL).prompts
+    for prompt in (red, again):
+        grasps = prompt.objects[0].grasps
+        assert grasps and prompt.objects[0].centroid[0] > 0.08
+        best = grasps[0]
+        assert best.contacts.mean(0)[2] > 0.09, "shown at the top"
+        alike = task.similarity(snapshot, np.stack([g.T_world_gripper for g in grasps]))
+        at_green = task.similarity(snapshot, gripper_at(-0.145, 0.01, 0.116))
+        assert alike[0] > 0.8 and alike[0] > at_green + 0.2
+    with_two = with_tasks(texts, ["red"], [task, task])
+    assert with_two.tasks == (None, task, task)
+
+
+@pytest.fixture(scope="module")
+def map_file(elsewhere, tmp_path_factory):
+    path = tmp_path_factory.mktemp("map") / "scene.semfield"
+    save_map(path, elsewhere, create(EncoderConfig(name="stub")))
+    return path
+
+
+AT_RED = ["0.125", "-0.01", "0.13", "1", "0", "0", "0"]
+
+
+def test_tasks_are_recorded_listed_and_asked_for(map_file, tmp_path, capfd):
+    out = tmp_path / "top.task"
+    arguments = ["task", "record", "by the top", "--map", str(map_file), "--out", str(out), "--pose", *AT_RED]
+    assert cli.main(arguments) == 0 and load_task(out).demonstrations == 1
+    assert cli.main([*arguments, "--pose", "0.125", "0.01", "0.13", "1", "0", "0", "0"]) == 0
+    assert load_task(out).demonstrations == 3, "added"
+    assert cli.main([*arguments, "--overwrite"]) == 0 and load_task(out).demonstrations == 1
+    assert cli.main(["task", "show", str(out)]) == 0
+    (tmp_path / "torn.task").write_bytes(out.read_bytes()[:100])
+    assert cli.main(["task", "list", str(tmp_path)]) == 0
+    assert cli.main(["query", str(map_file), "red", "--task", str(out)]) == 0
+    said = capfd.readouterr()
+    assert "by the top" in said.out and "torn.task" in said.out and "by the top" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pose", *AT_RED[:2], "0.6", *AT_RED[3:]], "free space"),
+        (["--pose", *AT_RED[:6], "0.5"], "quaternion"),
+        (["--pose", *AT_RED[:6], "nan"], "finite"),
+        ([], "--pose"),
+        (["--pose", *AT_RED, "--object", "mug"], "--simulator"),
+        (["--simulator", "45", "--object", "mug"], "either"),
+        (["--pose", *AT_RED, "--head", "teacher_x"], "not learnt"),
+    ],
+)
+def test_records_that_cannot_be_are_refused(map_file, tmp_path, arguments, message, capfd):
+    out = tmp_path / "x.task"
+    assert cli.main(["task", "record", "x", "--map", str(map_file), "--out", str(out), *arguments]) == 2
+    assert message in " ".join(capfd.readouterr().err.split()) and not out.exists()
+
+
+def test_files_that_are_no_tasks_are_refused_by_the_commands(map_file, task, tmp_path, capfd):
+    other = save_task(tmp_path / "other", replace(task, encoder="another"))
+    torn = tmp_path / "torn.task"
+    torn.write_bytes(b"not a task")
+    for arguments in (
+        ["task", "show", str(torn)], ["task", "list", str(tmp_path / "none")],
+        ["query", str(map_file), "red", "--task", str(other)], ["query", str(map_file), "red", "--task", str(torn)],
+        ["task", "record", "x", "--map", str(map_file), "--out", str(other), "--pose", *AT_RED],
+    ):  # fmt: skip
+        assert cli.main(arguments) == 2, arguments
+        assert "Error" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["record", "--help"], ["show", "--help"], ["list", "--help"]])
+def test_help_of_tasks_teaches(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["task", *arguments])
+    assert stop.value.code == 0 and len(capsys.readouterr().out) > 250

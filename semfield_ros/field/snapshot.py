@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..cloud import SurfaceCloud
+from ..memory.free_space import SeenSpace
 from ..memory.mask_store import MaskView
 from ..memory.point_map import PointMap, voxel_keys
 from .model import Field
@@ -33,6 +34,7 @@ class Snapshot:
         learnt: how many steps each head of the field, or part of it, has been trained, by name.
         votes: [N, C] float32 label pixels of each class that voxels have seen; C = 0 where labels are not mapped.
         masks: the keyframes that had 2-D masks, as far as the budget for them goes.
+        seen_space: what the remembered keyframes looked through; without any view nothing is known of free space.
     """
 
     stamp_s: float
@@ -49,6 +51,7 @@ class Snapshot:
     learnt: dict[str, int] = dataclass_field(default_factory=dict)
     votes: np.ndarray = dataclass_field(default_factory=lambda: np.zeros((0, 0), np.float32))
     masks: tuple[MaskView, ...] = ()
+    seen_space: SeenSpace = dataclass_field(default_factory=SeenSpace)
 
     @cached_property
     def feature_lengths(self) -> np.ndarray:
@@ -123,6 +126,7 @@ def frozen(field: Field) -> Field:
 def take(
     points: PointMap, field: Field | None, *, stamp_s: float, frames: int, step: int, language: bool,
     learnt: dict[str, int] | None = None, masks: tuple[MaskView, ...] = (),
+    seen_space: SeenSpace | None = None,
 ) -> Snapshot:
     """Copy the point map and the field. Costs one pass over their bytes."""
     rows = points.rows
@@ -143,4 +147,5 @@ def take(
         learnt=dict(learnt or {}),
         votes=points.votes[rows].astype(np.float32),
         masks=masks,
+        seen_space=seen_space or SeenSpace(),
     )

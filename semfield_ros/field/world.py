@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..cloud import SurfaceCloud
+from ..memory.free_space import SeenSpace
 from ..memory.mask_store import MaskView
 from .model import Field
 from .snapshot import Block, Snapshot
@@ -163,6 +164,11 @@ class WorldSnapshot(Snapshot):
         """Views with masks of all blocks, each once, oldest first."""
         found = {(v.camera_name, v.stamp_s): v for block in self.blocks() for v in block.snapshot.masks}
         return tuple(sorted(found.values(), key=lambda view: view.stamp_s))
+
+    @property
+    def seen_space(self) -> SeenSpace:
+        """The views of all blocks."""
+        return SeenSpace(tuple(view for block in self.blocks() for view in block.snapshot.seen_space.views))
 
     def split(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Rows [R] of the whole (-1 = none) by part: number of the part, and which of them are its."""

@@ -7,23 +7,31 @@ the two normals, and contacts may be offset across it by up to half a pad.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from ..config import GripperConfig
+from . import reasons
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """P antipodal pairs: middle, closing axis [P, 3], width, quality in [0, 1], measured [P]."""
+    """P antipodal pairs: middle, closing axis [P, 3], width, quality in [0, 1], measured [P].
+
+    `rejected`: how many opposed pairs were too wide or too thin, by reason.
+    """
 
     middle: np.ndarray
     axis: np.ndarray
     width: np.ndarray
     quality: np.ndarray
     measured: np.ndarray
+    rejected: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.width)
 
     def __getitem__(self, rows: np.ndarray) -> Pairs:
         return Pairs(self.middle[rows], self.axis[rows], self.width[rows], self.quality[rows], self.measured[rows])
@@ -31,7 +39,6 @@ class Pairs:
 
 def antipodal_pairs(points: np.ndarray, normals: np.ndarray, seen: np.ndarray, gripper: GripperConfig) -> Pairs:
     """All pairs of samples that a gripper of this width and friction can hold, at least one of each pair seen."""
-    widest = gripper.max_width_m - 2 * gripper.clearance_m
     offset_limit = gripper.finger_breadth_m / 2
     cosine_limit = 1.0 / np.sqrt(1.0 + gripper.friction**2)
     i, j = np.nonzero(np.triu((normals @ normals.T) <= 1.0 - 2.0 * cosine_limit**2, 1))
@@ -44,11 +51,15 @@ def antipodal_pairs(points: np.ndarray, normals: np.ndarray, seen: np.ndarray, g
     width = (across * axis).sum(axis=1)
     offset = np.linalg.norm(across - width[:, None] * axis, axis=1)
     cosine = (normals[j] * axis).sum(axis=1)
-    good = (width >= gripper.min_width_m) & (width <= widest) & (offset <= offset_limit) & (cosine >= cosine_limit)
+    good = (width > 0) & (offset <= offset_limit) & (cosine >= cosine_limit)
     i, j, axis, width, cosine, offset = (a[good] for a in (i, j, axis, width, cosine, offset))
+    wide, thin = width > gripper.widest_m, width < gripper.min_width_m
+    rejected = {reasons.TOO_WIDE: int(wide.sum()), reasons.TOO_THIN: int(thin.sum())}
+    fits = ~wide & ~thin
+    i, j, axis, width, cosine, offset = (a[fits] for a in (i, j, axis, width, cosine, offset))
     slack = 1.0 - np.arccos(np.clip(cosine, -1, 1)) / np.arctan(gripper.friction)
     quality = slack * (1.0 - 0.5 * offset / offset_limit)
-    return Pairs((points[i] + points[j]) / 2, axis, width, np.clip(quality, 0, 1), seen[i] & seen[j])
+    return Pairs((points[i] + points[j]) / 2, axis, width, np.clip(quality, 0, 1), seen[i] & seen[j], rejected)
 
 
 def guess_unseen(

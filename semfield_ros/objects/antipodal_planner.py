@@ -1,42 +1,81 @@
 """Grasp candidates for a parallel gripper from surface points with normals: antipodal pairs, approaches, collisions.
 
 Rims, handles and necks are found like any other pair: a mug's wall is an outer and an inner surface a few millimetres
-apart. Work is bounded: at most MAX_PAIRS pairs of MAX_SAMPLES samples, each with 7 approaches and 3 depths.
+apart. The order is: pairs of samples; approaches all around each pair; what a thin sample of the obstacles leaves, in
+the order of a first score; those in batches of hundreds closed on the surface, tested against every point, against the
+scene's `Clearance`, for reach; the rest scored again and thinned to diverse ones. Every candidate that drops out is
+counted under its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from ..config import GraspConfig, GripperConfig
 from ..errors import ConfigError
+from . import reasons
 from .antipodal import Pairs, antipodal_pairs, guess_unseen
-from .boxes import finite_points, horizontal_basis, unit, upright_box
-from .grasps import Approach, Grasp, GraspPlan, GraspScene
-from .gripper import between, hits, outline
+from .boxes import finite_points, unit
+from .diversity import diverse as diverse
+from .grasp_search import ESTIMATED_FACTOR, Search
+from .grasps import Grasp, GraspPlan, GraspScene
 
-MAX_SAMPLES = 400
-MAX_PAIRS = 128
-ANGLES_DEG = (0.0, -30.0, 30.0, -60.0, 60.0, -90.0, 90.0)
-"""Approaches of a pair: the one nearest straight down, turned about the closing axis."""
-TIPS = (0.5, 1.0, 0.2)
-"""How far the fingertips reach past the contacts, in finger breadths; the first that is free is taken."""
-ESTIMATED_FACTOR = 0.6
-MAX_PRODUCT = 1_000_000
+MAX_SAMPLES = 900
+NEAR_M = 0.008
+"""The density of samples is judged by those so near."""
+BORDER_M = 0.015
+"""Surface so near to a part that cannot be held itself may be held instead."""
 
 
 class AntipodalPlanner:
     """The default `GraspPlanner`."""
 
-    def plan(self, scene: GraspScene, gripper: GripperConfig, config: GraspConfig) -> GraspPlan:
-        """Ranked, diverse, collision-free antipodal grasps of the target."""
-        rest = np.setdiff1d(np.arange(len(scene.own)), scene.target_rows)
-        surroundings = np.concatenate([scene.surroundings, scene.own[rest]])
-        found = grasp_candidates(scene.target, scene.target_normals, surroundings, gripper=gripper, up=scene.up)
-        return GraspPlan(tuple(found), {} if found else {"no free pair of opposed surfaces": 1})
+    def plan(self, scene: GraspScene, gripper: GripperConfig, config: GraspConfig, seed: int = 0) -> GraspPlan:
+        """Ranked, diverse, collision-free antipodal grasps of the target; none is a normal answer.
+
+        Ranking: approach from above, how well both pads lie on the surface, weight near the grasp, clearance. Where
+        fewer than half the wanted candidates have both contacts measured, the unseen side is guessed by half a turn
+        about the box's vertical axis; such candidates rank lower and say so (`Grasp.measured`).
+        """
+        scene, rejected = usable(scene), Counter[str]()
+        found = self._found(scene, gripper, config, seed, rejected)
+        if not found and 0 < len(scene.target_rows) < len(scene.own):
+            # a can's lid has no sides of its own: what borders on the part, the nearer the better
+            away = cKDTree(scene.target).query(scene.own, distance_upper_bound=BORDER_M)[0]
+            wider = replace(scene, target_rows=np.flatnonzero(away < np.inf))
+            found = [_beside(g, scene.target) for g in self._found(wider, gripper, config, seed, rejected)]
+        found = sorted(found, key=lambda grasp: -grasp.score)[: gripper.candidates]
+        return GraspPlan(tuple(found), {reason: count for reason, count in rejected.items() if count})
+
+    def _found(
+        self, scene: GraspScene, gripper: GripperConfig, config: GraspConfig, seed: int, rejected: Counter[str]
+    ) -> list[Grasp]:
+        """Grasps of the target, in no order; what drops out is counted in `rejected`."""
+        target, normals = scene.target, scene.target_normals
+        known = (normals != 0).any(1)
+        if known.sum() < 2:
+            rejected[reasons.NOTHING_SEEN] += 1
+            return []
+        sample = _even_sample(target, known, seed)
+        points, normals = target[sample], normals[sample]
+        search = Search(scene, gripper, config, rejected)
+        pairs = antipodal_pairs(points, normals, np.ones(len(sample), bool), gripper)
+        rejected.update(pairs.rejected)
+        if not len(pairs) and not any(pairs.rejected.values()):
+            rejected[reasons.NOT_OPPOSED] += 1
+        found = search.grasps(pairs)
+        if 2 * len(found) < gripper.candidates:
+            guess = guess_unseen(points, normals, search.box_middle, scene.up)
+            if len(guess[0]):
+                all_points, all_normals = np.concatenate([points, guess[0]]), np.concatenate([normals, guess[1]])
+                pairs = antipodal_pairs(all_points, all_normals, np.arange(len(all_points)) < len(sample), gripper)
+                found += search.grasps(pairs[~pairs.measured])
+        return found
 
 
 def grasp_candidates(
@@ -47,12 +86,9 @@ def grasp_candidates(
     gripper: GripperConfig | None = None,
     up: np.ndarray | Sequence[float] = (0.0, 0.0, 1.0),
     seed: int = 0,
+    config: GraspConfig | None = None,
 ) -> list[Grasp]:
-    """Ranked, diverse, collision-free grasps of one object; none is a normal answer.
-
-    Ranking: approach from above, antipodal quality, closeness to the middle of the object, clearance. Where fewer than
-    half the wanted candidates have both contacts measured, the unseen side is guessed by half a turn about the box's
-    vertical axis; such candidates rank lower and say so (`Grasp.measured`).
+    """`AntipodalPlanner.plan` of points alone: ranked, diverse, collision-free grasps of one object.
 
     Args:
         points, normals: [N, 3] of the object, metres, unit normals towards the seen side (0 = unknown). Rows that are
@@ -63,178 +99,67 @@ def grasp_candidates(
     Raises:
         ConfigError: shapes that do not fit.
     """
-    gripper = gripper or GripperConfig()
-    up = unit(up)
     points, normals = np.asarray(points, dtype=np.float64), np.asarray(normals, dtype=np.float64)
     if points.ndim != 2 or points.shape[1:] != (3,) or points.shape != normals.shape:
         raise ConfigError(f"points {points.shape} and normals {normals.shape} disagree; expected [N, 3] both")
-    finite = np.isfinite(points).all(axis=1) & np.isfinite(normals).all(axis=1)
-    points, normals = points[finite], normals[finite]
-    surroundings = finite_points(surroundings_points, "surroundings_points")
-    length = np.linalg.norm(normals, axis=1, keepdims=True)
-    known = length[:, 0] > 1e-6
-    if known.sum() < 2:
-        return []
-    normals = normals / np.maximum(length, 1e-6)
-
-    # By index, not by place: the same object elsewhere gives the same grasps there.
-    order = np.random.default_rng(seed).permutation(len(points))
-    sample = order[known[order]][:MAX_SAMPLES]
-    scene = _Scene(points[order], surroundings, upright_box(points, up).centre, gripper, up)
-    measured = scene.grasps(antipodal_pairs(points[sample], normals[sample], np.ones(len(sample), bool), gripper))
-    if 2 * len(measured) < gripper.candidates:
-        guess = guess_unseen(points[sample], normals[sample], scene.middle, up)
-        if len(guess[0]):
-            all_points = np.concatenate([points[sample], guess[0]])
-            all_normals = np.concatenate([normals[sample], guess[1]])
-            seen = np.arange(len(all_points)) < len(sample)
-            pairs = antipodal_pairs(all_points, all_normals, seen, gripper)
-            measured += scene.grasps(pairs[~pairs.measured])
-    return sorted(measured, key=lambda grasp: -grasp.score)[: gripper.candidates]
+    around = finite_points(surroundings_points, "surroundings_points")
+    rgb, rows = np.zeros((len(points), 3), np.uint8), np.arange(len(points))
+    scene = GraspScene(points, normals, rgb, rows, around, unit(up))
+    plan = AntipodalPlanner().plan(scene, gripper or GripperConfig(), config or GraspConfig(), seed)
+    return list(plan.grasps)
 
 
-class _Scene:
-    """One object among its surroundings: turns pairs into ranked grasps."""
-
-    def __init__(
-        self, own: np.ndarray, surroundings: np.ndarray, middle: np.ndarray, gripper: GripperConfig, up: np.ndarray
-    ):
-        self.own, self.middle, self.gripper, self.up = own, middle, gripper, up
-        self.centroid = own.mean(axis=0)
-        self.radius = max(float(np.linalg.norm(own - self.centroid, axis=1).max()), 1e-6)
-        reach = self.radius + np.hypot(
-            gripper.finger_length_m + gripper.palm_depth_m + gripper.finger_breadth_m,
-            gripper.max_width_m / 2 + gripper.finger_thickness_m + gripper.finger_breadth_m,
-        ) + 2 * gripper.clearance_m
-        near = np.linalg.norm(surroundings - self.centroid, axis=1) <= reach
-        self.surroundings = surroundings[near]
-        self.tree = cKDTree(self.surroundings) if near.any() else None
-
-    def grasps(self, pairs: Pairs) -> list[Grasp]:
-        """Collision-free, diverse grasps of the pairs, best first."""
-        closeness = 1.0 - np.linalg.norm(pairs.middle - self.centroid, axis=1) / self.radius
-        chosen = diverse(
-            pairs.middle, pairs.axis[:, :, None], pairs.quality + 0.5 * closeness, 0.008, 20.0, MAX_PAIRS
-        )
-        pairs, closeness = pairs[chosen], np.clip(closeness[chosen], 0, 1)
-        if len(chosen) == 0:
-            return []
-        rotation, pair = self._approaches(pairs)
-        tip, owned = self._collisions(pairs, rotation, pair)
-        free = np.flatnonzero(np.isfinite(tip))
-        rotation, pair, tip, owned = rotation[free], pair[free], tip[free], owned[free]
-        origin = pairs.middle[pair] + tip[:, None] * rotation[:, :, 2]
-        opening = pairs.width[pair] + 2 * self.gripper.clearance_m
-        downward = -(rotation[:, :, 2] @ self.up)
-        score = (
-            0.4 * (1.0 + downward) / 2
-            + 0.3 * pairs.quality[pair]
-            + 0.2 * closeness[pair]
-            + 0.1 * self._clearance(origin, rotation, opening)
-        ) * owned
-        score = np.round(np.where(pairs.measured[pair], score, ESTIMATED_FACTOR * score), 9)
-        best = diverse(origin, rotation, score, 0.01, 25.0, self.gripper.candidates)
-        return [
-            self._grasp(rotation[k], origin[k], pairs, int(pair[k]), float(score[k]), float(downward[k])) for k in best
-        ]
-
-    def _grasp(
-        self, R: np.ndarray, origin: np.ndarray, pairs: Pairs, pair: int, score: float, downward: float
-    ) -> Grasp:
-        T = np.eye(4)
-        T[:3, :3], T[:3, 3] = R, origin
-        width = float(pairs.width[pair])
-        ends = pairs.middle[pair] + np.array([[-0.5], [0.5]]) * width * pairs.axis[pair]
-        approach: Approach = "top" if downward > np.cos(np.pi / 6) else "side" if downward < 0.5 else "oblique"
-        return Grasp(T, width, score, approach, ends, bool(pairs.measured[pair]))
-
-    def _approaches(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-        """Gripper rotations [Q, 3, 3] and the pair of each [Q]: several approaches about every closing axis."""
-        x = pairs.axis
-        down = -self.up + (x @ self.up)[:, None] * x
-        # A vertical closing axis has no approach nearest to straight down: come from outside, towards the middle.
-        inward = self.middle - pairs.middle
-        inward -= (inward * x).sum(axis=1, keepdims=True) * x
-        fallback = np.cross(x, horizontal_basis(self.up)[:, 1])
-        z = np.where(np.linalg.norm(down, axis=1, keepdims=True) > 0.1, down, inward)
-        z = np.where(np.linalg.norm(z, axis=1, keepdims=True) > 1e-6, z, fallback)
-        z /= np.linalg.norm(z, axis=1, keepdims=True)
-        y = np.cross(z, x)
-        turns = np.deg2rad(np.asarray(ANGLES_DEG))[:, None, None]
-        forward = np.cos(turns) * z + np.sin(turns) * y
-        axis = np.broadcast_to(x, forward.shape)
-        rotation = np.stack([axis, np.cross(forward, axis), forward], axis=-1)
-        return rotation.reshape(-1, 3, 3), np.tile(np.arange(len(x)), len(ANGLES_DEG))
-
-    def _collisions(self, pairs: Pairs, rotation: np.ndarray, pair: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How far the tips reach past the contacts (NaN: no reach is free), and the share of what is between the
-        fingers that is the object's, [Q] each.
-
-        A thin sample of the obstacles rules most poses out; the rest are tested against every point.
-        """
-        gripper = self.gripper
-        opening = pairs.width[pair] + 2 * gripper.clearance_m
-        middle = pairs.middle[pair]
-        tips = np.array(TIPS) * gripper.finger_breadth_m
-        free = np.ones((len(tips), len(pair)), dtype=bool)
-        obstacles = ((self.own, 0.0), (self.surroundings, gripper.clearance_m))
-        for stride in (16, 1):
-            for points, inner_margin in obstacles:
-                for q, local in _batches(points[::stride], middle, rotation, np.flatnonzero(free.any(axis=0))):
-                    for t, tip in enumerate(tips):
-                        hit = hits(
-                            local, opening[q], gripper,
-                            tip_m=tip, margin_m=gripper.clearance_m, inner_margin_m=inner_margin,
-                        )
-                        free[t, q] &= ~hit.any(axis=1)
-        reach = np.where(free.any(axis=0), tips[free.argmax(axis=0)], np.nan)
-        origin = middle + reach[:, None] * rotation[:, :, 2]
-        held = np.zeros((2, len(pair)))
-        for kind, (points, _) in enumerate(obstacles):
-            for q, local in _batches(points, origin, rotation, np.flatnonzero(np.isfinite(reach))):
-                held[kind, q] = between(local, opening[q], gripper).sum(axis=1)
-        return np.where(held[0] > 0, reach, np.nan), held[0] / np.maximum(held.sum(axis=0), 1.0)
-
-    def _clearance(self, origin: np.ndarray, rotation: np.ndarray, opening: np.ndarray) -> np.ndarray:
-        """Distance of fingers and palm to the nearest obstacle, 1 at 5 cm or more: [Q]."""
-        if self.tree is None or len(origin) == 0:
-            return np.ones(len(origin))
-        shape = np.stack([outline(self.gripper, float(w)) for w in opening])
-        placed = np.einsum("qij,qkj->qki", rotation, shape) + origin[:, None]
-        return np.clip(self.tree.query(placed.reshape(-1, 3))[0].reshape(len(origin), -1).min(axis=1) / 0.05, 0, 1)
-
-
-def _batches(
-    points: np.ndarray, origin: np.ndarray, rotation: np.ndarray, poses: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Some of the poses [q], and the points [M, 3] in their frames [3, q, M] float32, within a bounded memory."""
-    step = max(1, MAX_PRODUCT // max(len(points), 1))
-    for start in range(0, len(poses) if len(points) else 0, step):
-        q = poses[start : start + step]
-        centre = points[0]  # float32 is exact enough only near the origin
-        rows = np.moveaxis(rotation[q], 2, 0).reshape(-1, 3).astype(np.float32)
-        local = (rows @ (points - centre).astype(np.float32).T).reshape(3, len(q), len(points))
-        local += np.einsum("qj,qji->iq", centre - origin[q], rotation[q]).astype(np.float32)[:, :, None]
-        yield q, local
-
-
-def diverse(
-    position: np.ndarray, axes: np.ndarray, score: np.ndarray, distance_m: float, angle_deg: float, limit: int
-) -> np.ndarray:
-    """Non-maximum suppression: rows by falling score, none near a better one in both place and direction.
+def assessed(
+    scene: GraspScene, gripper: GripperConfig, config: GraspConfig, T_world_gripper: np.ndarray, contacts: np.ndarray
+) -> tuple[list[Grasp], Counter[str]]:
+    """Poses that somebody else thought of, looked at as the planner's own are: closed on the surface, tested, scored.
 
     Args:
-        position: [N, 3]. axes: [N, 3, A] unit columns; two poses point the same way when every column does, where the
-            first (the closing axis) and second may be reversed, as a gripper turned by half a turn is the same.
+        T_world_gripper: [Q, 4, 4]. contacts: [Q, 2, 3], about where the fingers will touch.
+
+    Returns:
+        those that hold and are free, neither ranked nor thinned, and why the others do not.
     """
-    order = np.argsort(-score, kind="stable")
-    cosine = np.cos(np.deg2rad(angle_deg))
-    kept: list[int] = []
-    while len(order) and len(kept) < limit:
-        best, rest = int(order[0]), order[1:]
-        kept.append(best)
-        alike = np.einsum("nij,ij->nj", axes[rest], axes[best])
-        alike[:, :2] = np.abs(alike[:, :2])
-        near = ((position[rest] - position[best]) ** 2).sum(axis=1) <= distance_m**2
-        order = rest[~(near & (alike >= cosine).all(axis=1))]
-    return np.asarray(kept, dtype=np.int64)
+    scene, rejected = usable(scene), Counter[str]()
+    if not len(T_world_gripper) or not len(scene.target):
+        return [], rejected
+    rotation, middle = T_world_gripper[:, :3, :3], contacts.mean(1)
+    width = np.linalg.norm(contacts[:, 1] - contacts[:, 0], axis=1)
+    tip = ((T_world_gripper[:, :3, 3] - middle) * rotation[:, :, 2]).sum(1)
+    pairs = Pairs(middle, rotation[:, :, 0], width, np.ones(len(width)), np.ones(len(width), bool))
+    search, every = Search(scene, gripper, config, rejected), np.arange(len(width))
+    found = search.tested(pairs, every, rotation, tip, width + 2 * gripper.clearance_m)
+    return [found.grasp(k, scene.up) for k in range(len(found.score))], rejected
+
+
+def _beside(grasp: Grasp, part: np.ndarray) -> Grasp:
+    """A grasp beside the part [N, 3] that was asked for: it counts less, the less the farther."""
+    away_m = float(cKDTree(part).query(grasp.contacts)[0].mean())
+    return replace(grasp, score=grasp.score * ESTIMATED_FACTOR * float(np.exp(-2 * away_m / BORDER_M)))
+
+
+def usable(scene: GraspScene) -> GraspScene:
+    """Without rows that are not finite; normals of length one, or zero."""
+    own, normals = np.asarray(scene.own, np.float64), np.asarray(scene.own_normals, np.float64)
+    finite = np.asarray(np.isfinite(own).all(1) & np.isfinite(normals).all(1))
+    length = np.linalg.norm(np.where(finite[:, None], normals, 0), axis=1, keepdims=True)
+    normals = np.where(length > 1e-6, normals / np.maximum(length, 1e-6), 0.0)
+    row = np.cumsum(finite) - 1
+    target = np.asarray(scene.target_rows, np.int64)
+    return replace(
+        scene, own=own[finite], own_normals=normals[finite], own_rgb=scene.own_rgb[finite],
+        target_rows=row[target[finite[target]]], surroundings=finite_points(scene.surroundings, "surroundings"),
+        up=unit(scene.up),
+    )  # fmt: skip
+
+
+def _even_sample(points: np.ndarray, known: np.ndarray, seed: int) -> np.ndarray:
+    """MAX_SAMPLES rows at most of the points [N, 3] with known [N] normals, even in area however dense they are: drawn
+    by the inverse of how many are near (Efraimidis and Spirakis 2006). By index, not by place: the same object
+    elsewhere gives the same rows."""
+    draw = np.random.default_rng(seed).exponential(size=len(points))
+    rows = np.flatnonzero(known)
+    if len(rows) > MAX_SAMPLES:
+        near = cKDTree(points[rows]).query_ball_point(points[rows], NEAR_M, return_length=True)
+        draw[rows] *= near
+    return np.asarray(rows[np.argsort(draw[rows], kind="stable")][:MAX_SAMPLES])

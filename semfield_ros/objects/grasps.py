@@ -7,11 +7,14 @@ asks. So the same planner serves them all, and a robot owner's own takes its pla
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from ..config import GraspConfig, GripperConfig
+
+if TYPE_CHECKING:
+    from .wish import Wish
 
 Approach = Literal["top", "oblique", "side"]
 
@@ -73,6 +76,7 @@ class GraspScene:
         surroundings: [M, 3] everything else within reach, also what the object hides of the support under it.
         up: [3] unit, against gravity. view_points: [V, 3] where cameras were that saw the object.
         clearance: the space around; None = only the points above are known.
+        wish: what the place that is held should be like, for planners that mind (`optimised`).
     """
 
     own: np.ndarray
@@ -83,6 +87,7 @@ class GraspScene:
     up: np.ndarray
     view_points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
     clearance: Clearance | None = None
+    wish: Wish | None = None
 
     @property
     def target(self) -> np.ndarray:
@@ -112,7 +117,11 @@ class GraspPlan:
 
 
 class GraspPlanner(Protocol):
-    """What takes the place of ours: `grasp.planner: module:attribute`, the attribute being called without arguments."""
+    """What takes the place of ours: `grasp.planner: module:attribute`, the attribute being called without arguments.
+
+    It is made once a process and asked by several threads at a time. What it answers is looked at (`planned.py`): where
+    it raises, or answers with what no gripper can do, the object has no grasp and a reason that says so.
+    """
 
     def plan(self, scene: GraspScene, gripper: GripperConfig, config: GraspConfig) -> GraspPlan:
         """Grasps of `scene.target` that hit neither `scene.surroundings` nor `scene.clearance`."""

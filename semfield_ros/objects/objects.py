@@ -31,12 +31,17 @@ def supports_of(cloud: SurfaceCloud, up: np.ndarray, tolerance_m: float) -> np.n
 
 @dataclass(frozen=True)
 class ObjectPart:
-    """The part of an object that was asked for: its words, the mean score of its best points, and its rows [p] int64 in
-    the cloud that was searched, all of them the object's."""
+    """The part of an object that was asked for.
+
+    Attributes:
+        prompt: its words. score: the mean of its best points. rows: [p] int64, its rows in the cloud that was searched,
+            all of them the object's. scores: [n] float32, how much each of the object's n points is the part.
+    """
 
     prompt: str
     score: float
     rows: np.ndarray
+    scores: np.ndarray = dataclass_field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,16 @@ def encode_classes(
     """One prompt a class in the order of `names` (synonyms separated by ";"), "other" last where asked for.
 
     Raises:
-        QueryError: no name, a name twice, a template without `{}`, or unusable text.
+        QueryError: no name, a name twice, a part of a class, a template without `{}`, or unusable text.
     """
     if isinstance(names, str) or not len(names):
         raise QueryError(f"class names are {names!r}; expected a list with at least one name")
     if template.count("{}") != 1:
         raise QueryError(f"template is {template!r}; it must contain '{{}}' once, e.g. {TEMPLATE!r}")
-    parsed = [parse_prompt(name) for name in names]
+    parsed = [parse_prompt(name, {}) for name in names]
+    for prompt in parsed:
+        if prompt.part:
+            raise QueryError(f"class {prompt.label!r} is a part of something; classes are whole things")
     labels = [prompt.label for prompt in parsed]
     if other and OTHER not in labels:
         parsed.append(Prompt(OTHER, (OTHER,)))

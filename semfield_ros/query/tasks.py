@@ -6,15 +6,15 @@ there: features at 100 points ~ N(0, (7.5 mm)^2) in the gripper's frame, each we
 another such matrix, and the cosine of the two says how much that pose is like the demonstrations; their mean over
 points is a single feature, which can be asked for like a word.
 
-Files are safetensors with a JSON header, never pickles.
+Files are safetensors with a JSON header, never pickles. `objects.grasp_optimiser` moves grippers until they are alike.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +22,19 @@ import torch
 
 from ..errors import CheckpointError, QueryError
 from ..field.model import Field
-from ..field.snapshot import Snapshot
+from ..field.snapshot import Block, Snapshot
 from ..field.volume import density_of_distance, stretch
 from ..geometry import rigid_error, transform_points
 from .prompt import EncodedPrompts, Prompt, PromptEncoder
+from .scores import field_cosines
 
 QUERY_POINTS, SIGMA_M = 100, 0.0075
 STEP_M = 0.01
 """alpha = 1 - exp(-density x this)."""
+SOLID = 0.02
+"""Space with an alpha below this is free: its features play no part."""
+LEAST_SOLID = 0.05
+"""A demonstration whose query points have a smaller mean alpha was shown in free space."""
 SUFFIX = ".task"
 _FORMAT = "1"
 
@@ -49,10 +54,48 @@ def query_points(count: int = QUERY_POINTS, sigma_m: float = SIGMA_M, seed: int 
 def field_features(field: Field, points: np.ndarray, head: str = "language") -> tuple[np.ndarray, np.ndarray]:
     """alpha [N] in [0, 1] and unit features [N, D] float32 of a field's head at points [N, 3]."""
     x = torch.from_numpy(np.ascontiguousarray(points, np.float32)).to(next(field.parameters()).device)
-    density = density_of_distance(field.distance_at(x), field.config.truncation_m, stretch(x, field.workspace))
-    alpha = 1 - torch.exp(-density * STEP_M)
     features = field.head(head).finish(field.hidden(head, x))
-    return alpha.cpu().numpy(), torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
+    return alpha_at(field, x).cpu().numpy(), torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
+
+
+def alpha_at(field: Field, x: torch.Tensor, distance: torch.Tensor | None = None) -> torch.Tensor:
+    """How solid space is at points [N, 3]: [N] in [0, 1]. With their `distance` [N], differentiable."""
+    distance = field.distance_at(x) if distance is None else distance
+    density = density_of_distance(distance, field.config.truncation_m, stretch(x, field.workspace))
+    return 1 - torch.exp(-density * STEP_M)
+
+
+def taught(snapshot: Snapshot, head: str) -> Iterator[tuple[Field, Block]]:
+    """The blocks of a map whose field has learnt this head."""
+    for block in snapshot.blocks():
+        field = block.snapshot.field
+        if field is not None and head in field.heads and (block.snapshot.language or block.snapshot.learnt.get(head)):
+            yield field, block
+
+
+@dataclass(frozen=True)
+class FieldFeatures:
+    """A map's features along a few directions: what `objects.wish.FeatureSource` asks for."""
+
+    snapshot: Snapshot
+    head: str = "language"
+
+    @torch.no_grad()
+    def __call__(self, points: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """alpha [N], and dot products [N, R] of unit features with directions [R, D], 0 in free space.
+
+        Raises:
+            QueryError: directions of another length than the map's features.
+        """
+        points = np.ascontiguousarray(points, np.float32)
+        alpha, along = np.zeros(len(points), np.float32), np.zeros((len(points), len(directions)), np.float32)
+        for field, block in taught(self.snapshot, self.head):
+            rows = np.flatnonzero(((points >= block.low_m) & (points < block.high_m)).all(1))
+            x = torch.from_numpy(points[rows]).to(next(field.parameters()).device)
+            alpha[rows] = alpha_at(field, x).cpu().numpy()
+            solid = rows[alpha[rows] > SOLID]
+            along[solid] = field_cosines(field, points[solid], directions, head_name=self.head)
+        return alpha, along
 
 
 def pose_features(snapshot: Snapshot, T_world_gripper: np.ndarray, points: np.ndarray, head: str) -> np.ndarray:
@@ -73,10 +116,7 @@ def pose_features(snapshot: Snapshot, T_world_gripper: np.ndarray, points: np.nd
         raise QueryError(f"a gripper pose is {worst:.3g} away from a rigid transform; allowed is 0.005")
     world = np.concatenate([transform_points(T, points.astype(np.float64)) for T in flat]) if len(flat) else points[:0]
     found: np.ndarray | None = None
-    for block in snapshot.blocks():
-        field = block.snapshot.field
-        if field is None or head not in field.heads or not (block.snapshot.language or block.snapshot.learnt.get(head)):
-            continue
+    for field, block in taught(snapshot, head):
         mine = ((world >= block.low_m) & (world < block.high_m)).all(1)
         alpha, features = field_features(field, world[mine], head)
         if found is None:
@@ -158,7 +198,8 @@ def demonstrate(
     """The embedding of a task from demonstrations: each a snapshot of its scene and T_world_gripper [4, 4] there.
 
     Raises:
-        QueryError: none, a name that is empty, a pose that is not rigid, or scenes of different encoders.
+        QueryError: none, a name that is empty, a pose that is not rigid or in free space, or scenes of different
+            encoders.
     """
     if not name.strip():
         raise QueryError("a task needs a name: it is reported under it")
@@ -166,6 +207,14 @@ def demonstrate(
         raise QueryError(f"task {name!r} has no demonstrations; needed is one")
     points = query_points(seed=seed)
     found = [pose_features(snapshot, np.asarray(T), points, head) for snapshot, T in scenes]
+    for k, features in enumerate(found):
+        solid = float(np.linalg.norm(features, axis=-1).mean())
+        if solid < LEAST_SOLID:
+            where = np.round(np.asarray(scenes[k][1])[:3, 3], 3).tolist()
+            raise QueryError(
+                f"demonstration {k + 1} of {name!r} at {where} is in free space (mean alpha {solid:.2f}, needed is "
+                f"{LEAST_SOLID}); the gripper's origin, midway between the fingertips, must be at a mapped surface"
+            )
     lengths = sorted({f.shape[-1] for f in found})
     if len(lengths) > 1:
         raise QueryError(f"demonstrations have features of {lengths} dimensions; use maps of one encoder")
@@ -173,8 +222,37 @@ def demonstrate(
     return TaskEmbedding(name.strip(), points, mean, len(found), head, encoder)
 
 
-def with_tasks(encoder: PromptEncoder, texts: Sequence[str], tasks: Sequence[TaskEmbedding]) -> EncodedPrompts:
+def merged(task: TaskEmbedding, more: TaskEmbedding) -> TaskEmbedding:
+    """A task with more demonstrations of it: the mean over all of them, under the first one's name.
+
+    Raises:
+        QueryError: they differ in head, encoder or query points.
+    """
+    for what in ("head", "encoder"):
+        if getattr(task, what) != getattr(more, what):
+            raise QueryError(
+                f"task {task.name!r} has {what} {getattr(task, what)!r}, the new demonstrations "
+                f"{getattr(more, what)!r}; record them under another name"
+            )
+    if task.features.shape != more.features.shape or not np.array_equal(task.points, more.points):
+        raise QueryError(f"task {task.name!r} has other query points or features; record it under another name")
+    count = task.demonstrations + more.demonstrations
+    total = task.demonstrations * task.features + more.demonstrations * more.features
+    return replace(task, features=np.asarray(total / count, np.float32), demonstrations=count)
+
+
+@dataclass(frozen=True)
+class TaskPrompts(EncodedPrompts):
+    """Prompts of which some say how to hold what they find: `tasks` has one for each prompt, or None."""
+
+    tasks: tuple[TaskEmbedding | None, ...] = ()
+
+
+def with_tasks(encoder: PromptEncoder, texts: Sequence[str], tasks: Sequence[TaskEmbedding]) -> TaskPrompts:
     """Texts (may be none) and tasks as one question, told apart from the canonical negatives.
+
+    What a task finds is held as it was shown. With one task, so is what the texts find: words say which object, the
+    demonstration says how (F3RM).
 
     Raises:
         QueryError: neither, unusable texts, or tasks of another encoder.
@@ -183,11 +261,14 @@ def with_tasks(encoder: PromptEncoder, texts: Sequence[str], tasks: Sequence[Tas
     parts = [encoder.encode(list(texts))] if texts or not tasks else []
     parts += [task.prompts(negatives) for task in tasks]
     first = np.cumsum([0, *(len(part.prompts) for part in parts)])
-    return EncodedPrompts(
+    shown = tasks[0] if len(tasks) == 1 else None
+    return TaskPrompts(
         tuple(prompt for part in parts for prompt in part.prompts),
         np.concatenate([part.positives for part in parts]),
         np.concatenate([part.owner + start for part, start in zip(parts, first)]),
         negatives,
+        parts=parts[0].parts,
+        tasks=(*([shown] * (first[-1] - len(tasks))), *tasks),
     )
 
 

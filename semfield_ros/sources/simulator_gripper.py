@@ -42,7 +42,7 @@ def add_gripper(spec: Any, gripper: GripperConfig, friction: float, grip_force_n
     palm.add_freejoint(name="palm")
     palm.add_geom(
         name=PARTS[0],
-        size=(gripper.max_width_m / 2 + gripper.finger_thickness_m, half_y, gripper.palm_depth_m / 2),
+        size=(*gripper.palm_half_m, gripper.palm_depth_m / 2),
         pos=(0, 0, -gripper.finger_length_m - gripper.palm_depth_m / 2),
         **contact,
     )

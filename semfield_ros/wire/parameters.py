@@ -222,7 +222,20 @@ def _yaml_lines(config: Any, indent: str) -> list[str]:
         marks = ", ".join(span + ["live"] * parameter.live)
         about = [parameter.description, parameter.constraints, f"({marks})" if marks else ""]
         lines += _comment(" ".join(filter(None, about)), indent)
-        lines.append(f"{indent}{field.name}: {_inline(parameter)}")
+        lines += _list_lines(f"{indent}{field.name}: {_inline(parameter)}", indent + "  ")
+    return lines
+
+
+def _list_lines(line: str, indent: str) -> list[str]:
+    """A line, broken between the texts of a list where it is too long."""
+    lines = [""]
+    for item in line.split('", "'):
+        joint = '", "' if lines != [""] else ""
+        if len(lines[-1]) + len(joint + item) > 116:
+            lines[-1] += '",'
+            lines.append(f'{indent}"{item}')
+        else:
+            lines[-1] += joint + item
     return lines
 
 
