@@ -32,6 +32,8 @@ CONVENTIONS = {
     "gripper": "origin midway between the fingertips, x closes, z approaches the object, y = z cross x",
     "width": "width_m is what is held, between contacts[0] (-x finger) and contacts[1] (+x finger)",
     "measured": "false: one contact lies on a surface no camera saw, guessed by symmetry",
+    "part": "what of the object was asked for (mug; handle), grasps are on it alone; null: the whole, or none found",
+    "rejected": "grasp candidates that were ruled out, by reason",
     "order": "objects and grasps are sorted, best first",
 }
 
@@ -281,8 +283,12 @@ def _object(thing: Object) -> dict[str, Any]:
         "observations": thing.observations,
         "last_seen_s": _numbers(np.asarray(thing.last_seen_s)),
         "found_s": _numbers(np.asarray(thing.stamp_s)),
+        "part": None if thing.part is None else {
+            "prompt": thing.part.prompt, "score": _numbers(np.asarray(thing.part.score)), "points": len(thing.part.rows)
+        },
         "grasps": [_grasp(grasp) for grasp in thing.grasps],
-    }
+        "rejected": dict(sorted(thing.rejected.items(), key=lambda item: (-item[1], item[0]))),
+    }  # fmt: skip
 
 
 def objects_json(

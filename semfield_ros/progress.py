@@ -84,11 +84,12 @@ def show_answer(console: Console, answer: Answer | None) -> None:
             table.add_row(found.label, f"{found.peak:.2f}", "", "[dim]no match[/]", "", "", "")
         for thing in found.objects:
             best = thing.grasps[0] if thing.grasps else None
+            why = next(iter(thing.rejected), "none fits")
             table.add_row(
                 found.label, f"{thing.score:.2f}", f"{thing.confidence:.2f}",
                 " ".join(f"{v:6.3f}" for v in thing.box.centre),
                 " ".join(f"{2 * v:.3f}" for v in thing.box.half_extents),
                 str(len(thing.grasps)),
-                f"{best.approach}, {best.width_m * 1000:.0f} mm wide" if best else "none fits",
+                f"{best.approach}, {best.width_m * 1000:.0f} mm wide" if best else why,
             )  # fmt: skip
     console.print(table)

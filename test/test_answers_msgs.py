@@ -18,12 +18,18 @@ from semfield_ros.mapping import MappingStatus
 from semfield_ros.memory.keyframes import Keyframe
 from semfield_ros.memory.point_map import voxel_keys
 from semfield_ros.messages.clouds import from_cloud, unpack_rgb
+from semfield_ros.messages.poses import header_of, matrix_of_transform
 from semfield_ros.messages.types import types
 from semfield_ros.node import answers
+from semfield_ros.node.commands import _grasps as in_words
+from semfield_ros.node.grasp_frames import MAX_OBJECTS, frames_message, frames_of
 from semfield_ros.node.labelling import instances, islands
 from semfield_ros.node.palette import NONE, FeaturePainter, class_colour, colour_labels
 from semfield_ros.node.questions import ask_like, ask_words, likeness_threshold, thresholds
 from semfield_ros.objects import Grasp
+from semfield_ros.objects.grasping import grasp_scene
+from semfield_ros.objects.objects import ObjectPart
+from semfield_ros.planners import scene_of
 from semfield_ros.query.click import prompts_like
 from semfield_ros.query.prompt import PromptEncoder
 
@@ -107,8 +113,96 @@ def test_answer_says_what_was_found(found):
     grasp = red.grasps[0]
     assert (grasp.width, grasp.score) == (pytest.approx(0.04), pytest.approx(0.9))
     assert grasp.approach == grasp.APPROACH_TOP and not grasp.measured and grasp.contacts[1].x == pytest.approx(0.03)
+    assert (grasp.header.frame_id, grasp.header.stamp.sec) == ("map", 2)
     q = grasp.pose.orientation
     np.testing.assert_allclose(abs(Rotation.from_quat([q.x, q.y, q.z, q.w]).as_matrix()[2, 2] + 1), 0, atol=1e-9)
+
+
+def xyz(of):
+    return np.array([of.x, of.y, of.z])
+
+
+def test_a_grasp_says_from_where_and_where_to(found):
+    config = replace(CONFIG, grasp=replace(CONFIG.grasp, standoff_m=0.12, retreat_m=0.07))
+    T = np.eye(4)
+    T[:3, :3] = Rotation.from_euler("x", 150, degrees=True).as_matrix()  # obliquely, z forwards and down
+    T[:3, 3] = [0.01, 0.01, 0.12]
+    thing = found.prompts[0].objects[0]
+    ends = np.tile(T[:3, 3] - 0.02 * T[:3, 2], (2, 1))
+    slanted = replace(thing.grasps[0], T_world_gripper=T, width_m=0.04, contacts=ends)
+    best = replace(found.prompts[0], objects=(replace(thing, grasps=(slanted,)),))
+    told = replace(found, prompts=(best,))
+    grasp = wired(answers.answer_message(told, found.scores.relevancy[:, :1], config=config)).objects[0].grasps[0]
+    approach = np.array([0.0, -0.5, -np.sqrt(3) / 2])
+    np.testing.assert_allclose(xyz(grasp.approach_direction), approach, atol=1e-9)
+    np.testing.assert_allclose(xyz(grasp.pregrasp.position), T[:3, 3] - 0.12 * approach, atol=1e-9)
+    np.testing.assert_allclose(xyz(grasp.retreat.position), T[:3, 3] + [0, 0, 0.07], atol=1e-9)
+    np.testing.assert_allclose(xyz(grasp.retreat_direction), [0, 0, 1])
+    assert grasp.pose.orientation == grasp.pregrasp.orientation == grasp.retreat.orientation
+    assert grasp.opening == pytest.approx(0.04 + 2 * config.gripper.clearance_m) and grasp.depth == pytest.approx(0.02)
+    narrow = replace(config, gripper=replace(config.gripper, max_width_m=0.045, clearance_m=0.004))
+    message = answers.answer_message(told, found.scores.relevancy[:, :1], config=narrow)
+    assert message.objects[0].grasps[0].opening == pytest.approx(0.045)
+
+
+def test_an_object_without_grasps_says_why_and_only_if_they_were_asked_for(found):
+    thing = replace(found.prompts[0].objects[0], grasps=(), rejected={"out of reach": 2, "too wide": 30})
+    told = replace(found, prompts=(replace(found.prompts[0], objects=(thing,)),))
+    scores = found.scores.relevancy[:, :1]
+    message = wired(answers.answer_message(told, scores, with_grasps=True)).objects[0]
+    assert message.rejected_reasons == ["too wide", "out of reach"] and list(message.rejected_counts) == [30, 2]
+    assert message.why_no_grasps == "too wide (30), out of reach (2)"
+    bare = replace(told, prompts=(replace(told.prompts[0], objects=(replace(thing, rejected={}),)),))
+    assert wired(answers.answer_message(bare, scores)).objects[0].why_no_grasps == ""
+    assert wired(answers.answer_message(bare, scores, with_grasps=True)).objects[0].why_no_grasps != ""
+    best = next(o for o in answers.answer_message(found, found.scores.relevancy, with_grasps=True).objects if o.grasps)
+    assert best.why_no_grasps == ""
+    assert [in_words(one) for one in (best, message)] == ["1: 0.90 from top, 40 mm wide", message.why_no_grasps]
+
+
+def test_a_part_comes_with_its_own_cloud_and_place(found):
+    thing = found.prompts[0].objects[0]
+    rows = thing.rows[found.cloud.points[thing.rows, 2] > thing.centroid[2]]
+    part = ObjectPart("lid", 0.75, rows)
+    handled = replace(found.prompts[0], objects=(replace(thing, part=part),), part="lid")
+    told = replace(found, prompts=(handled, replace(found.prompts[1], part="stem")))
+    message = wired(answers.answer_message(told, found.scores.relevancy, with_object_clouds=True, config=CONFIG))
+    assert message.parts == ["lid", "stem"] and list(message.parts_found) == [True, False]
+    first = next(o for o in message.objects if o.prompt == "red")
+    assert first.part == "lid" and first.part_score == pytest.approx(0.75)
+    np.testing.assert_allclose(xyz(first.part_centroid), found.cloud.points[rows].mean(0), atol=1e-6)
+    channels = from_cloud(first.part_cloud)
+    np.testing.assert_array_equal(np.stack([channels[c] for c in "xyz"], -1), found.cloud.points[rows])
+    other = next(o for o in message.objects if o.prompt == "blue")
+    assert other.part == "" and np.isnan(other.part_score) and np.isnan(xyz(other.part_centroid)).all()
+    assert other.part_cloud.width == 0
+    # what a robot hears is a whole scene again, held at the part alone
+    scene = scene_of(first)
+    np.testing.assert_allclose(scene.target, found.cloud.points[rows])
+    np.testing.assert_allclose(scene.own, thing.cloud.points)
+    np.testing.assert_array_equal(scene.own_rgb, thing.cloud.rgb)
+    ours = grasp_scene(found.cloud, thing, CONFIG.objects, CONFIG.gripper)
+    assert len(scene.surroundings) >= len(ours.surroundings)
+    with pytest.raises(QueryError, match="with_object_clouds"):
+        scene_of(answers.answer_message(told, found.scores.relevancy, config=CONFIG).objects[0])
+
+
+def test_frames_of_an_answer(found):
+    things = answers.ranked(found)
+    frames = frames_of(things, "robot/semfield", CONFIG)
+    place = next(k for k, thing in enumerate(things) if thing.grasps)
+    name = f"robot/semfield/grasp_{place}"
+    grasped = {name, f"{name}_pregrasp", f"{name}_retreat"}
+    assert set(frames) == {f"robot/semfield/object_{k}" for k in range(3)} | grasped
+    np.testing.assert_allclose(frames["robot/semfield/object_1"], things[1].box.T_world_box)
+    # 0.1 m back along its approach from above is 0.1 m up
+    np.testing.assert_allclose(frames[f"{name}_pregrasp"][:3, 3], frames[name][:3, 3] + [0, 0, CONFIG.grasp.standoff_m])
+    assert len(frames_of(things * 20, "s", CONFIG)) <= 4 * MAX_OBJECTS
+    message = wired(frames_message(frames, header_of(2.25, "map")))
+    assert {t.child_frame_id for t in message.transforms} == set(frames)
+    assert all(t.header.frame_id == "map" for t in message.transforms)
+    for t in message.transforms:
+        np.testing.assert_allclose(matrix_of_transform(t.transform), frames[t.child_frame_id], atol=1e-9)
 
 
 def test_objects_of_several_prompts_are_merged_by_score_and_keep_their_order(found):

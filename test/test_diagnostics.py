@@ -120,6 +120,16 @@ def test_quality_of_service_that_does_not_fit_is_named(robot, tmp_path):
         until_said(node, "camera camera", "/robot offers best effort, wanted is reliable: ask for best effort")
 
 
+def test_silent_labels_and_unheard_names_are_told(robot, tmp_path):
+    camera = CameraConfig(labels_topic="labels/image", masks_topic="masks/image", labels_timeout_s=0.05)
+    with running(robot, node_config(tmp_path, camera=camera, diagnostics=SILENT)) as node:
+        said = until_said(node, "camera camera", "/labels/image has brought nothing yet: nobody publishes /labels")
+        assert "/masks/image has brought nothing yet" in said.message
+        assert "labels/info" not in said.message  # some who label have no names
+        robot.do("advertise", "/labels/info", "vision_msgs/msg/LabelInfo", transient_local=False)
+        until_said(node, "camera camera", "/labels/info is not heard: /robot offers volatile, wanted is transient")
+
+
 def test_a_missing_transform_is_named(robot, tmp_path):
     with running(robot, node_config(tmp_path, pose=PoseConfig(timeout_s=0.1))) as node:
         _, *images = messages_of(one(0), optical_frame="front_lens")

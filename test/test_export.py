@@ -146,6 +146,7 @@ def test_objects_json_round_trip(tmp_path):
         for grasp, stored in zip(thing.grasps, entry["grasps"]):
             np.testing.assert_allclose(stored["T_world_gripper"], grasp.T_world_gripper, atol=1e-8)
             assert stored["approach"] == grasp.approach
+        assert entry["rejected"] == thing.rejected and entry["part"] is None
         assert entry["found_s"] == 12.5 and entry["points"] == thing.n_points
 
 

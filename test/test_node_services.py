@@ -13,7 +13,7 @@ import trimesh
 from analytic_scene import BLUE, RED, cast, ring, stream
 from node_peer import Robot, feed, fill, node_config, running, settle, until
 
-from semfield_ros.config import HeadsConfig
+from semfield_ros.config import GripperConfig, HeadsConfig
 from semfield_ros.frame import Segments
 from semfield_ros.messages.clouds import from_cloud, to_cloud
 from semfield_ros.messages.images import decode_colour, decode_depth, decode_labels
@@ -29,6 +29,8 @@ STEPS = 150
 RATES = OutputConfig(
     map_cloud_hz=20, labelled_cloud_hz=20, relevancy_hz=20, rendered_hz=20, status_hz=20, diagnostics_hz=20
 )
+WIDE = GripperConfig(max_width_m=0.158, finger_length_m=0.06)
+"""The blue block is 14 cm wide, the red one 16."""
 WITH_CLOUD = {"with_cloud": True, "with_grasps": True}
 new = types().new
 
@@ -320,7 +322,9 @@ def locate(node, prompt, timeout_s, cancelled=lambda: False, feedback=lambda mes
 
 
 def test_locate_waits_until_something_matches(robot, tmp_path):
-    with running(robot, node_config(tmp_path)) as node:
+    with running(robot, node_config(tmp_path, gripper=WIDE)) as node:
+        early = locate(node, "red", 0.1)
+        assert not early.success and "nothing has been seen yet" in early.message
         told, results = [], []
         seeker = threading.Thread(target=lambda: results.append(locate(node, "red", 60.0, feedback=told.append)))
         seeker.start()
@@ -331,6 +335,12 @@ def test_locate_waits_until_something_matches(robot, tmp_path):
         (result,) = results
         assert result.success and result.message == "" and list(result.answer.prompts) == ["red"]
         assert inside(result.answer.objects[0].box_pose.position, RED) and told[-1].elapsed >= told[0].elapsed
+        assert result.answer.objects[0].why_no_grasps
+        blue = locate(node, "blue", 60.0).answer.objects[0]
+        best = blue.grasps[0]
+        assert best.header.frame_id == "map" and stamp_of(best.header.stamp) == LAST_NS and blue.why_no_grasps == ""
+        up = best.retreat.position.z - best.pose.position.z
+        assert up == pytest.approx(node.config.grasp.retreat_m)
 
 
 def test_locate_gives_up_when_time_runs_out_or_it_is_cancelled(mapped):

@@ -11,18 +11,24 @@ import pytest
 import trimesh
 from analytic_scene import BLUE, CAMERA, RED, SMALL, cast, ring, stream
 
-from semfield_ros.config import EncoderConfig, HeadsConfig, PyramidConfig, SemfieldConfig
+from semfield_ros.config import EncoderConfig, GripperConfig, HeadsConfig, PyramidConfig, SemfieldConfig
 from semfield_ros.engine import Engine
+from semfield_ros.errors import ConfigError
 from semfield_ros.geometry import look_at, project
 from semfield_ros.messages.clouds import from_cloud, to_cloud
 from semfield_ros.messages.images import decode_colour, decode_depth, decode_labels, info_of
-from semfield_ros.messages.poses import header_of, pose_of, time_of
+from semfield_ros.messages.poses import TransformMissing, header_of, matrix_of, pose_of, time_of
 from semfield_ros.messages.types import types
 from semfield_ros.node.config import NodeConfig
+from semfield_ros.node.diagnostics import WARN, planner_finding
+from semfield_ros.node.grasp_frames import GraspFrames
 from semfield_ros.node.maps import MapFolder
+from semfield_ros.node.node import SemfieldNode
 from semfield_ros.node.services import _SERVICES, Services
 from semfield_ros.node.things import majorities
 from semfield_ros.node.world import World
+from semfield_ros.objects import Grasp, GraspPlan
+from semfield_ros.query.tasks import demonstrate, save_task
 from semfield_ros.wire.zenoh_bus import ZenohBus
 
 SCENE = replace(SMALL, encoder=EncoderConfig(name="stub"))
@@ -108,6 +114,116 @@ def stamped(header):
 
 
 # ---- what they are for ----------------------------------------------------------------------------------------
+
+
+class Nonsense:
+    """A planner that raises, or answers with what no gripper can do."""
+
+    def plan(self, scene, gripper, config):
+        if scene.own[:, 0].mean() > RED_MIDDLE[0]:
+            raise RuntimeError("no weights")
+        return GraspPlan((Grasp(np.full((4, 4), NAN), 0.01, 0.5, "top", np.zeros((2, 3))),))
+
+
+def test_a_broken_planner_leaves_the_objects_and_is_counted(services, call, monkeypatch):
+    before = services.engine.config
+    broken = replace(before.grasp, planner=f"{__name__}:Nonsense")
+    monkeypatch.setattr(services.engine, "config", replace(before, grasp=broken))
+    response = call("query", prompts=["red", "blue"], options=options(with_grasps=True))
+    assert response.success and {o.prompt for o in response.answer.objects} == {"red", "blue"}
+    assert not any(len(o.grasps) for o in response.answer.objects)
+    said = sorted(o.why_no_grasps for o in response.answer.objects)
+    assert all("planner" in words and "(1)" in words for words in said)
+    told = services.world.planner_failures()
+    assert sum(told.values()) == len(response.answer.objects)
+    finding = planner_finding("mine:Planner", told)
+    assert finding.level == WARN and "mine:Planner" in finding.message
+    assert call("query", prompts=["red"]).success and planner_finding("antipodal", {}) is None
+
+
+def test_a_node_does_not_start_without_its_planner():
+    with pytest.raises(ConfigError, match="'nowhere'"):
+        SemfieldNode(None, replace(CONFIG, grasp=replace(CONFIG.grasp, planner="nowhere")))
+
+
+def test_query_says_why_there_is_no_grasp(services, call, monkeypatch):
+    """The red block is 16 cm wide."""
+    red = call("query", prompts=["red"], options=options(with_grasps=True)).answer.objects[0]
+    assert not len(red.grasps) and len(red.rejected_reasons) == len(red.rejected_counts) > 0
+    assert red.rejected_reasons[0] in red.why_no_grasps
+    assert call("query", prompts=["red"]).answer.objects[0].why_no_grasps == ""
+
+
+def test_query_takes_tasks_of_the_map_folder(services, call):
+    """A task shown at the blue block is found there, not at the red one."""
+    T = np.diag([1.0, -1.0, -1.0, 1.0])
+    T[:3, 3] = [*((np.array(BLUE.low) + BLUE.high) / 2)[:2], BLUE.high[2]]
+    shown = demonstrate("lift", [(services.engine.snapshot(), T)], encoder=services.engine.encoder.cache_key)
+    save_task(services.maps.new("lift", ".task", overwrite=True), shown)
+    wanted = options(tasks=["lift"], with_grasps=True)
+    alone = call("query", prompts=[], options=wanted).answer
+    assert alone.prompts == ["lift"] and list(alone.found) == [True]
+    centre = alone.objects[0].box_pose.position
+    assert (np.abs(np.array([centre.x, centre.y]) - T[:2, 3]) < 0.05).all()
+    both = call("query", prompts=["red"], options=wanted).answer
+    assert both.prompts == ["red", "lift"]
+    for names, more, words in (
+        (["none"], {}, "there is no none.task"), (["../lift"], {}, "cannot be used in the map folder"),
+        (["lift"] * 17, {}, "allowed: 16"), (["lift"], {"negatives": ["table"]}, "negatives"),
+    ):  # fmt: skip
+        refused = call("query", prompts=["red"], options=options(tasks=names, **more))
+        assert not refused.success and words in refused.message
+    click = call("query_click", mode=1, point=point(*T[:3, 3]), options=options(tasks=["lift"]))
+    assert not click.success and "tasks" in click.message
+
+
+def test_query_publishes_frames_when_asked(services, bus, monkeypatch):
+    frames = GraspFrames(bus, lambda: CONFIG)
+    monkeypatch.setattr(services, "_frames", frames.publish)
+    wide = GripperConfig(max_width_m=0.158, finger_length_m=0.06)  # the blue block is 14 cm wide
+    monkeypatch.setattr(services.engine, "config", replace(services.engine.config, gripper=wide))
+    early = ZenohBus("early", mode="join", endpoint=bus.endpoint)
+    client = early.client("semfield_ros/srv/Query", "/semfield/query")
+    assert client.wait(PATIENCE_S)
+    try:
+
+        def asked(**fields):
+            request = new("semfield_ros/srv/Query_Request", prompts=["red", "blue"], options=options(**fields))
+            return client.call(request, PATIENCE_S).answer
+
+        asked(with_grasps=True)
+        told = asked(with_grasps=True, publish_tf=True)
+        assert any(len(thing.grasps) for thing in told.objects)
+        late = ZenohBus("late", mode="join", endpoint=bus.endpoint)
+        try:
+            for listener in (early, late):
+                for place, thing in enumerate(told.objects):
+                    np.testing.assert_allclose(
+                        found_by(listener, "map", f"semfield/object_{place}"), matrix_of(thing.box_pose), atol=1e-9
+                    )
+                    for best in thing.grasps[:1]:
+                        name = f"semfield/grasp_{place}"
+                        poses = {name: best.pose, f"{name}_pregrasp": best.pregrasp, f"{name}_retreat": best.retreat}
+                        for frame, pose in poses.items():
+                            np.testing.assert_allclose(
+                                found_by(listener, "map", frame), matrix_of(pose), atol=1e-6
+                            )
+        finally:
+            late.close()
+    finally:
+        early.close()
+        frames.close()
+
+
+def found_by(bus, target, source):
+    """The transform, as soon as it is known there."""
+    end_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return bus.transforms.lookup(target, source, 0.0)
+        except TransformMissing:
+            assert time.monotonic() < end_s, f"{source} was never heard of"
+            time.sleep(0.02)
 
 
 def test_query_finds_the_block_where_it_is(call):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,15 @@ from ..memory.keyframes import Keyframe
 from ..messages.clouds import to_cloud
 from ..messages.poses import header_of, pose_of, time_of
 from ..messages.types import types
-from ..objects import Grasp, Object
-from ..objects.boxes import unit
-from ..objects.grasping import SUPPORT_SPACING_M
-from ..objects.objects import supports_of
-from ..objects.support import support_patch
+from ..objects import Object
+from ..objects.grasping import grasp_scene
 from ..query.scales import ScaleScores
 from ..viewer import gripper_lines, overlay
+from .grasp_messages import grasp_fields, opening_m, point, poses, vector
 from .palette import class_colour
 from .things import UNKNOWN, About
 
 SOURCES = {"mixed": 1, "field": 2, "points": 3}
-APPROACHES = {"top": 0, "oblique": 1, "side": 2}
 GRASPS_SHOWN = 3
 """Grasps drawn of each object."""
 _LINE_LIST, _TEXT, _DELETE_ALL = 5, 9, 3
@@ -55,6 +53,7 @@ def answer_message(
     *,
     with_cloud: bool = False,
     with_object_clouds: bool = False,
+    with_grasps: bool = False,
     config: SemfieldConfig | None = None,
     keyframes: Sequence[Keyframe] = (),
     known: Sequence[About] = (),
@@ -63,25 +62,25 @@ def answer_message(
 
     Args:
         scores: [N, Q], what was asked for: `answer.scores.relevancy` or `.cosine`.
-        config, keyframes: with_object_clouds needs them for what is around objects and where they were seen from.
+        with_grasps: whether grasps were looked for; objects without any then say why.
+        config: with which it was answered. keyframes: with_object_clouds says from which of them an object was seen.
         known: what heads say about each of `ranked(answer)`, where any do.
     """
     header = map_header(answer.stamp_s, answer.global_frame)
     things = ranked(answer)
     config = config or SemfieldConfig()
-    around = surroundings(answer.cloud, things, config) if with_object_clouds else None
     messages = []
     for place, thing in enumerate(things):
-        extra = {}
-        if around is not None:
-            part = thing.cloud
-            normals = dict(zip(("normal_x", "normal_y", "normal_z"), part.normals.T))
+        extra = grasp_fields(thing, header, config, asked=with_grasps) | _part(thing, answer.cloud)
+        if with_object_clouds:
             views = view_points(thing, keyframes, config.frame.max_depth_m)
-            extra = {
-                "cloud": to_cloud(part.points, header, rgb=part.rgb, fields=normals),
-                "surroundings": to_cloud(around[place], header),
-                "view_points": [_point(at) for at in views],
+            extra |= {
+                "cloud": surface(thing.cloud, header),
+                "surroundings": to_cloud(surroundings(answer.cloud, thing, config), header),
+                "view_points": [point(at) for at in views],
             }
+            if thing.part is not None:
+                extra["part_cloud"] = surface(answer.cloud[thing.part.rows], header)
         messages.append(_object(thing, place, known[place] if known else UNKNOWN, **extra))
     seen = answer.scores.seen
     peaks = [p.peak if np.isfinite(p.peak) else np.nan for p in answer.prompts]
@@ -91,6 +90,8 @@ def answer_message(
         source=SOURCES[answer.source],
         prompts=[p.label for p in answer.prompts],
         found=np.array([p.matched for p in answer.prompts], bool),
+        parts=[p.part for p in answer.prompts],
+        parts_found=np.array([bool(p.part) and p.part_found for p in answer.prompts], bool),
         best_scores=np.array(peaks, np.float32),
         no_match=float(answer.no_match),
         high=float(answer.high),
@@ -119,26 +120,14 @@ def scored_cloud(answer: Answer, scores: np.ndarray, header: Any) -> Any:
     return to_cloud(answer.cloud.points, header, rgb=answer.cloud.rgb, fields=fields)
 
 
-def surroundings(cloud: SurfaceCloud, things: Sequence[Object], config: SemfieldConfig) -> list[np.ndarray]:
-    """What a gripper must not hit around each object, [M, 3] float32: the surface within its reach, and the part of the
-    support under the object that no camera can see. O(N) an object."""
-    if not things:
-        return []
-    gripper, up = config.gripper, unit(config.objects.up)
-    tolerance_m = config.objects.support_tolerance_m
-    heights = supports_of(cloud, up, tolerance_m)
-    reach_m = gripper.finger_length_m + gripper.palm_depth_m + gripper.max_width_m
-    found = []
-    for thing in things:
-        own = thing.cloud.points
-        near = ((cloud.points > own.min(0) - reach_m) & (cloud.points < own.max(0) + reach_m)).all(1)
-        near[thing.rows] = False
-        hidden = support_patch(
-            own.astype(np.float64), up, heights, tolerance_m=tolerance_m, reach_m=reach_m / 2,
-            spacing_m=SUPPORT_SPACING_M,
-        )  # fmt: skip
-        found.append(np.concatenate([cloud.points[near], hidden.astype(np.float32)]))
-    return found
+def surroundings(cloud: SurfaceCloud, thing: Object, config: SemfieldConfig) -> np.ndarray:
+    """What a gripper must not hit around an object, [M, 3]: all surface within its reach that is not the object's own,
+    and the part of the support under it that no camera can see."""
+    whole = replace(thing, part=None)
+    scene = grasp_scene(cloud, whole, config.objects, config.gripper, standoff_m=config.grasp.standoff_m)
+    # a planner may take more for the object than words found; whoever gets its cloud does not
+    others = np.delete(scene.own, scene.target_rows, axis=0)
+    return np.concatenate([others, scene.surroundings])
 
 
 def view_points(thing: Object, keyframes: Sequence[Keyframe], far_m: float) -> np.ndarray:
@@ -170,12 +159,11 @@ def _object(thing: Object, place: int, known: About, **extra: Any) -> Any:
         prompt=thing.prompt,
         score=float(thing.score),
         confidence=float(thing.confidence),
-        centroid=_point(thing.centroid),
+        centroid=point(thing.centroid),
         box_pose=pose_of(thing.box.T_world_box),
-        box_size=_vector(2 * thing.box.half_extents),
+        box_size=vector(2 * thing.box.half_extents),
         observations=int(thing.observations),
         last_seen=time_of(thing.last_seen_s if np.isfinite(thing.last_seen_s) else 0),
-        grasps=[_grasp(grasp) for grasp in thing.grasps],
         instance=known.instance,
         class_id=known.class_id,
         class_name=known.class_name,
@@ -184,24 +172,19 @@ def _object(thing: Object, place: int, known: About, **extra: Any) -> Any:
     )
 
 
-def _grasp(grasp: Grasp) -> Any:
-    return types().new(
-        "semfield_ros/msg/GraspCandidate",
-        pose=pose_of(grasp.T_world_gripper),
-        width=float(grasp.width_m),
-        score=float(grasp.score),
-        contacts=[_point(contact) for contact in grasp.contacts],
-        approach=APPROACHES[grasp.approach],
-        measured=bool(grasp.measured),
-    )
+def _part(thing: Object, searched: SurfaceCloud) -> dict[str, Any]:
+    """The fields of a SemanticObject about its part, but for the cloud."""
+    nowhere, part = np.full(3, np.nan), thing.part
+    if part is None:
+        return {"part_score": float("nan"), "part_centroid": point(nowhere)}
+    at = searched.points[part.rows].astype(np.float64).mean(0) if len(part.rows) else nowhere
+    return {"part": part.prompt, "part_score": float(part.score), "part_centroid": point(at)}
 
 
-def _point(at: np.ndarray) -> Any:
-    return types().new("geometry_msgs/msg/Point", x=float(at[0]), y=float(at[1]), z=float(at[2]))
-
-
-def _vector(of: np.ndarray) -> Any:
-    return types().new("geometry_msgs/msg/Vector3", x=float(of[0]), y=float(of[1]), z=float(of[2]))
+def surface(cloud: SurfaceCloud, header: Any) -> Any:
+    """sensor_msgs/PointCloud2 x y z rgb normal_x normal_y normal_z."""
+    normals = dict(zip(("normal_x", "normal_y", "normal_z"), cloud.normals.T))
+    return to_cloud(cloud.points, header, rgb=cloud.rgb, fields=normals)
 
 
 # ---- what RViz and others show --------------------------------------------------------------------------------------
@@ -240,7 +223,7 @@ def detections(answer: Answer, known: Sequence[About] = ()) -> Any:
             ),
             pose=types().new("geometry_msgs/msg/PoseWithCovariance", pose=pose),
         )
-        box = types().new("vision_msgs/msg/BoundingBox3D", center=pose, size=_vector(2 * thing.box.half_extents))
+        box = types().new("vision_msgs/msg/BoundingBox3D", center=pose, size=vector(2 * thing.box.half_extents))
         number = str(place) if not told_apart else str(known[place].instance or "")
         found.append(
             types().new("vision_msgs/msg/Detection3D", header=header, results=[hypothesis], bbox=box, id=number)
@@ -250,9 +233,7 @@ def detections(answer: Answer, known: Sequence[About] = ()) -> Any:
 
 def grasps(answer: Answer) -> Any:
     """geometry_msgs/PoseArray: the grasps of the best object, best first, then those of the next."""
-    poses = [pose_of(g.T_world_gripper) for thing in ranked(answer) for g in thing.grasps]
-    header = map_header(answer.stamp_s, answer.global_frame)
-    return types().new("geometry_msgs/msg/PoseArray", header=header, poses=poses)
+    return poses(ranked(answer), map_header(answer.stamp_s, answer.global_frame))
 
 
 def markers(answer: Answer, gripper: GripperConfig) -> Any:
@@ -268,11 +249,11 @@ def markers(answer: Answer, gripper: GripperConfig) -> Any:
         found.append(
             _marker(
                 header, "labels", place, _TEXT, pose=_at(top + [0, 0, _TEXT_M]), color=_rgba((255, 255, 255)),
-                scale=_vector(np.array([0, 0, _TEXT_M])), text=f"{thing.prompt}\n{thing.score:.2f}",
+                scale=vector(np.array([0, 0, _TEXT_M])), text=f"{thing.prompt}\n{thing.score:.2f}",
             )
         )  # fmt: skip
         lines = [
-            gripper_lines(g.T_world_gripper, g.width_m + 2 * gripper.clearance_m, gripper.finger_length_m)
+            gripper_lines(g.T_world_gripper, opening_m(g, gripper), gripper.finger_length_m)
             for g in thing.grasps[:GRASPS_SHOWN]
         ]
         if lines:
@@ -287,7 +268,7 @@ _EDGES = np.array([(a, a | bit) for a in range(8) for bit in (1, 2, 4) if not a 
 def _lines(header: Any, namespace: str, number: int, ends: np.ndarray, colour: Any) -> Any:
     return _marker(
         header, namespace, number, _LINE_LIST, pose=_at(np.zeros(3)), color=colour,
-        scale=_vector(np.array([_LINE_M, 0, 0])), points=[_point(end) for end in ends],
+        scale=vector(np.array([_LINE_M, 0, 0])), points=[point(end) for end in ends],
     )  # fmt: skip
 
 

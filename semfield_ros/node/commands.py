@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -196,6 +196,15 @@ def publish(
     return 0
 
 
+def _grasps(thing: Any) -> str:
+    """How many grasps an object of an answer has and how the best one goes, or why there is none."""
+    if not len(thing.grasps):
+        return thing.why_no_grasps or "0"
+    best = thing.grasps[0]
+    side = ("top", "oblique", "side")[best.approach]
+    return f"{len(thing.grasps)}: {best.score:.2f} from {side}, {best.width * 1000:.0f} mm wide"
+
+
 def ask(
     text: Positional[tuple[str, ...]],
     node: str = "/semfield",
@@ -206,7 +215,7 @@ def ask(
     """Ask a running node in words, over the wire.
 
     Args:
-        text: what to look for, one or several; synonyms separated by ";".
+        text: what to look for, one or several; synonyms separated by ";", or "mug; handle" for a part of an object.
         node: absolute name of the node.
         timeout_s: how long to wait for it to be there, and then for its answer.
         grasps: whether to look for grasps.
@@ -231,7 +240,7 @@ def ask(
         centre, size = thing.box_pose.position, thing.box_size
         table.add_row(
             thing.prompt, f"{thing.score:.2f}", f"{centre.x:.3f} {centre.y:.3f} {centre.z:.3f}",
-            f"{size.x:.3f} {size.y:.3f} {size.z:.3f}", f"{thing.confidence:.2f}", str(len(thing.grasps)),
+            f"{size.x:.3f} {size.y:.3f} {size.z:.3f}", f"{thing.confidence:.2f}", _grasps(thing),
         )  # fmt: skip
     for prompt, found, best in zip(answer.prompts, answer.found, answer.best_scores):
         if not found:

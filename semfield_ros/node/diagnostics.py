@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 OK, WARN, ERROR, STALE = 0, 1, 2, 3
 USUAL_PENDING = 5
 """Poses come a little after their images: so many frames may wait before that is worth a warning."""
+NAMES = ("label_info", "masks_info")
+"""Streams that name what label images and masks hold; latched, sent once."""
 LOG_PERIOD_S = 10.0
 """The same complaint is logged no more often."""
 
@@ -42,13 +44,15 @@ class Finding:
 
 
 def inputs_findings(
-    health: AssemblyHealth, topics: Mapping[str, Mapping[str, str]], reasons: Mapping[str, str], silent_after_s: float
-) -> list[Finding]:
+    health: AssemblyHealth, topics: Mapping[str, Mapping[str, str]], reasons: Mapping[str, str], silent_after_s: float,
+    unheard: Collection[str] = (),
+) -> list[Finding]:  # fmt: skip
     """One finding a camera: silent topics, pairs that never match, warnings.
 
     Args:
         topics: absolute topic by stream (colour, depth, info ...), by camera. reasons: why a topic is silent, as far as
-            the graph tells.
+            the graph tells. unheard: latched topics that have brought nothing; some robots have none, so they are only
+            worth a word where somebody publishes what does not get here.
     """
     found = []
     for space, camera in health.cameras.items():
@@ -61,6 +65,12 @@ def inputs_findings(
                 level = ERROR
                 since = "has brought nothing yet" if state.age_s is None else f"is silent since {state.age_s:.0f} s"
                 complaints.append(f"{topic} {since}: {reasons.get(topic) or 'a publisher is there, but sends nothing'}")
+        for stream in NAMES:
+            topic = topics[space].get(stream, "")
+            why = reasons.get(topic, "") if topic in unheard else ""
+            if why and not why.startswith("nobody"):
+                level = max(level, WARN)
+                complaints.append(f"{topic} is not heard: {why}")
         streams = camera.streams
         both = streams["colour"].received > 3 and streams["depth"].received > 3
         if both and not camera.synchronised:
@@ -159,6 +169,16 @@ def labels_finding(heads: HeadsConfig, camera: CameraConfig, names: Collection[i
     return Finding("labels", WARN if complaints else OK, "; ".join(complaints) or f"{classes} classes", values)
 
 
+def planner_finding(planner: str, failures: Mapping[str, int]) -> Finding | None:
+    """What is wrong with the planner of grasps; None where it has always done what a planner must."""
+    if not failures:
+        return None
+    values: dict[str, object] = {"planner": planner, **failures}
+    worst = max(failures, key=lambda reason: failures[reason])
+    text = f"{planner}: {worst} ({failures[worst]} times). Objects have no grasps of it; mend grasp.planner"
+    return Finding("grasps", WARN, text, values)
+
+
 class Diagnostics:
     """Looks at everything once a period; publishes when somebody listens, logs what is wrong in any case."""
 
@@ -195,8 +215,9 @@ class Diagnostics:
         health = inputs.health()
         found: list[Finding] = []
         if inputs.running:
-            reasons = self._reasons(health, after_s)
-            found += inputs_findings(health, inputs.topics, reasons, after_s)
+            unheard = self._unheard()
+            reasons = self._reasons(health, after_s, unheard)
+            found += inputs_findings(health, inputs.topics, reasons, after_s, unheard)
             found.append(pose_finding(health, config.pose.source, inputs.pose_topic, reasons, after_s))
         status = self.engine.status()
         found.append(
@@ -212,14 +233,21 @@ class Diagnostics:
         found.append(engine_finding(status, self._samples_per_s(status), error, self._memory()))
         found.append(self._callbacks())
         labels = labels_finding(config.heads, config.camera, self.world.class_names)
-        return found if labels is None else [*found, labels]
+        planner = planner_finding(config.grasp.planner, self.world.planner_failures())
+        return found + [finding for finding in (labels, planner) if finding is not None]
 
-    def _reasons(self, health: AssemblyHealth, after_s: float) -> dict[str, str]:
+    def _unheard(self) -> set[str]:
+        """Topics of names that have brought nothing."""
+        topics = {topics[stream] for topics in self.inputs.topics.values() for stream in NAMES if stream in topics}
+        heard = {name for name, each in list(self.inputs.subscriptions.items()) if each.traffic.received}
+        return topics - heard
+
+    def _reasons(self, health: AssemblyHealth, after_s: float, unheard: Collection[str]) -> dict[str, str]:
         """Why topics are silent; the graph is only asked when one is."""
         streams = [s for camera in health.cameras.values() for s in camera.streams.values()]
         if health.poses is not None:
             streams.append(health.poses)
-        if all(s.age_s is not None and s.age_s <= after_s for s in streams):
+        if not unheard and all(s.age_s is not None and s.age_s <= after_s for s in streams):
             return {}
         graph: Graph = self.bus.graph()
         return mismatches(graph, self.bus.node_name)

@@ -9,14 +9,15 @@ from typing import Any
 
 from ..engine import Engine
 from ..errors import SemfieldError
+from ..objects.grasping import planner_of
 from ..wire.bus import Bus
 from .config import NodeConfig
 from .diagnostics import Diagnostics
+from .grasp_frames import GraspFrames
 from .inputs import Inputs
 from .locate import locate
 from .maps import MapFolder
 from .outputs import Outputs
-from .questions import ask_words
 from .services import Services
 from .world import World
 
@@ -31,15 +32,18 @@ class SemfieldNode:
     """
 
     def __init__(self, bus: Bus, config: NodeConfig, engine: Engine | None = None):
+        planner_of(config.grasp)  # a robot should not learn at its first grasp that there is none
         self.bus, self.config = bus, config
         self.world = World(config.output.vocabulary, config.output.prompts)
         self.engine = engine or Engine(config.engine_config())
         self.maps = MapFolder(config.service.map_folder)
         self.inputs = Inputs(bus, self.engine, config, self.world)
         self.outputs = Outputs(bus, self.engine, lambda: self.config, self.world)
+        self.frames = GraspFrames(bus, lambda: self.config)
         self.services = Services(
-            self.engine, lambda: self.config, self.maps, self.world, show=self.outputs.show
-        )
+            self.engine, lambda: self.config, self.maps, self.world, show=self.outputs.show,
+            frames=self.frames.publish,
+        )  # fmt: skip
         self.diagnostics = Diagnostics(bus, self.engine, lambda: self.config, self.world, self.inputs)
         self.actions: dict[str, tuple[str, Callable[..., Any]]] = {
             "~/locate": ("semfield_ros/action/Locate", self._locate)
@@ -77,6 +81,7 @@ class SemfieldNode:
         self.diagnostics.close()
         self.outputs.close()
         self.services.close()
+        self.frames.close()
         if self._started and self.config.service.save_on_shutdown:
             self._save(self.config.service.save_on_shutdown)
         self.engine.stop()
@@ -116,7 +121,8 @@ class SemfieldNode:
             )
 
         try:
-            question = ask_words([goal.prompt], goal.options, self.config)
+            prompts = [] if len(goal.options.tasks) and not goal.prompt else [goal.prompt]
+            question = self.services.question(prompts, goal.options)
             answer, message = locate(
                 self.engine, question, float(goal.timeout), feedback=tell, cancelled=cancelled
             )

@@ -280,6 +280,7 @@ class Outputs:
         key = Version(snapshot), Version(question), with_grasps
         if self._answer is None or key != self._answered:
             answer = question.ask(self.engine, grasps=with_grasps)
+            self.world.planned(answer.objects)
             with self._lock:
                 if question is not self._question:
                     return  # another was asked meanwhile and is on its way

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +13,10 @@ from ..config import SemfieldConfig
 from ..engine import Engine
 from ..errors import QueryError
 from ..field.snapshot import Snapshot
-from ..query.prompt import MAX_CHARACTERS, MAX_PROMPTS, EncodedPrompts, parse_prompt
+from ..query.prompt import MAX_CHARACTERS, MAX_PROMPTS, EncodedPrompts, PromptEncoder, parse_prompt
 from ..query.relevancy import peak
 from ..query.scores import score_points
+from ..query.tasks import TaskEmbedding, with_tasks
 
 Score = Literal["relevancy", "cosine"]
 
@@ -29,6 +30,7 @@ MAX_SCORES = 250_000_000
 """Points (or pixels) x texts: 1 GB while they are worked on."""
 LIKENESS_SAMPLE = 20_000
 MAX_SCALES = 64
+MAX_TASKS = 16
 MAX_VALUES = 25_000_000
 """Numbers in a reply (points x prompts, or pixels x prompts): 100 MB."""
 
@@ -68,6 +70,10 @@ def ask_words(prompts: list[str], options: Any, config: SemfieldConfig) -> Quest
     Raises:
         QueryError: constants, thresholds, a region or numbers of objects that are not usable.
     """
+    if len(options.tasks) > MAX_TASKS:
+        raise QueryError(f"{len(options.tasks)} tasks are asked for; allowed: {MAX_TASKS}; ask in parts")
+    if len(options.tasks) and len(options.negatives):
+        raise QueryError("negatives are given, and tasks; tasks are told apart from the configured negatives only")
     found = matching(options)
     most = options.max_objects or config.objects.max_objects
     if options.with_grasps and most * len(prompts) > MAX_OBJECTS_WITH_GRASPS:
@@ -82,6 +88,16 @@ def ask_words(prompts: list[str], options: Any, config: SemfieldConfig) -> Quest
     return Question(tuple(prompts), found | _objects(options))
 
 
+def ask_tasks(question: Question, texts: PromptEncoder, tasks: Sequence[TaskEmbedding]) -> Question:
+    """A question in words that also asks for tasks, and how they were shown to be held.
+
+    Raises:
+        QueryError: unusable words, or tasks of another encoder.
+    """
+    assert isinstance(question.prompts, tuple)
+    return replace(question, prompts=with_tasks(texts, question.prompts, tasks))
+
+
 def ask_like(snapshot: Snapshot, features: EncodedPrompts, options: Any, config: SemfieldConfig) -> Question:
     """What looks like a place that has these features, by cosine. Without a threshold in the QueryOptions message, one
     is found between what is like the place and what is not.
@@ -89,6 +105,8 @@ def ask_like(snapshot: Snapshot, features: EncodedPrompts, options: Any, config:
     Raises:
         QueryError: options that are not usable; relevancy is: a place is told apart from no words.
     """
+    if len(options.tasks):
+        raise QueryError(f"{len(options.tasks)} tasks are asked for; allowed: with words only, as ~/query has them")
     found = matching(options)
     if found["score"] == "relevancy":
         raise QueryError("score is relevancy; allowed here: cosine (or 0), as a place has no negatives")
@@ -117,7 +135,8 @@ def bounded(prompts: Sequence[str], negatives: Sequence[str], rows: int) -> None
     longest = max(map(len, negatives), default=0)
     if longest > MAX_CHARACTERS:
         raise QueryError(f"a negative has {longest} characters; allowed: {MAX_CHARACTERS}")
-    texts = sum(len(parse_prompt(prompt).synonyms) for prompt in prompts)
+    parsed = [parse_prompt(prompt) for prompt in prompts]
+    texts = sum(len(prompt.synonyms) + len(prompt.part) for prompt in parsed)
     if texts > MAX_TEXTS:
         raise QueryError(f"the prompts have {texts} synonyms in all; allowed: {MAX_TEXTS}; ask in parts")
     texts += len(negatives)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,17 @@ from ..memory.keyframes import Keyframe
 from ..messages.images import camera_of
 from ..messages.poses import matrix_of, seconds, stamp_of
 from ..messages.types import types
+from ..objects import Object
 from ..query.click import prompts_like, surface_point
+from ..query.tasks import SUFFIX as TASK_SUFFIX
+from ..query.tasks import load_task
 from ..wire.bus import Bus, Closeable
 from .answers import answer_message, map_header, ranked
 from .config import NodeConfig
 from .exports import writers
 from .maps import MapFolder
 from .points_service import answer_points
-from .questions import Question, ask_like, ask_words, bounded, matching, reply_of
+from .questions import Question, ask_like, ask_tasks, ask_words, bounded, matching, reply_of
 from .scene import Scene
 from .things import about
 from .views import Views
@@ -99,6 +102,7 @@ class Services:
     Args:
         config: the settings of now.
         show: called with the answer to ~/query and its question, to publish them; must not take long.
+        frames: called with the objects of an answer and its header, to publish their tf frames.
     """
 
     def __init__(
@@ -108,9 +112,10 @@ class Services:
         maps: MapFolder,
         world: World,
         show: Callable[[Answer, Question], None] | None = None,
+        frames: Callable[[Sequence[Object], Any], None] | None = None,
     ):
         self.engine, self.config, self.maps, self.world = engine, config, maps, world
-        self._show = show
+        self._show, self._frames = show, frames
         self._views = Views(world.instances)
         self._scene = Scene(world.instances)
         self._files = threading.Lock()
@@ -156,11 +161,24 @@ class Services:
             SemfieldError: it cannot be answered as asked.
         """
         bounded(prompts, options.negatives, len(self._map().cloud))
-        question = ask_words(prompts, options, self.engine.config)
+        question = self.question(prompts, options)
         return question, question.ask(self.engine)
 
+    def question(self, prompts: list[str], options: Any) -> Question:
+        """What prompts and the tasks of a QueryOptions message ask for.
+
+        Raises:
+            SemfieldError: it cannot be asked, or there is no such task.
+        """
+        question = ask_words(prompts, options, self.engine.config)
+        if not len(options.tasks):
+            return question
+        key = self.engine.encoder.cache_key
+        tasks = [load_task(self.maps.existing(name, TASK_SUFFIX), key) for name in options.tasks]
+        return ask_tasks(question, self.engine.prompts, tasks)
+
     def reply(self, question: Question, answer: Answer, options: Any) -> Any:
-        """The Answer message of what `ask` returned.
+        """The Answer message of what `ask` returned; publishes its frames if asked to.
 
         Raises:
             QueryError: the cloud would be too large.
@@ -168,12 +186,16 @@ class Services:
         config = self.engine.config
         if options.with_cloud:
             reply_of(len(answer.cloud), len(answer.prompts), "points")
+        things = ranked(answer)
+        self.world.planned(things)
+        if options.publish_tf and self._frames is not None:
+            self._frames(things, map_header(answer.stamp_s, answer.global_frame))
         return answer_message(
             answer, question.scores(answer, config), with_cloud=options.with_cloud,
-            with_object_clouds=options.with_object_clouds, config=config,
+            with_object_clouds=options.with_object_clouds, with_grasps=options.with_grasps, config=config,
             keyframes=self._keyframes() if options.with_object_clouds else (),
             known=about(
-                self.engine.snapshot(), ranked(answer), self.world.instances, config.heads.semantic_classes,
+                self.engine.snapshot(), things, self.world.instances, config.heads.semantic_classes,
                 self._class_names(),
             ),
         )  # fmt: skip
@@ -234,7 +256,11 @@ class Services:
         names = list(request.names)
         if names:
             bounded(names, (), 0)
-            labels = [p.label for p in self.engine.prompts.encode(names).prompts]
+            classes = self.engine.prompts.encode(names).prompts
+            part = next((prompt.label for prompt in classes if prompt.part), None)
+            if part is not None:
+                raise QueryError(f"class {part!r} is a part; classes are whole things: write 'box lid'")
+            labels = [prompt.label for prompt in classes]
             twice = sorted({label for label in labels if labels.count(label) > 1})
             if twice:
                 raise QueryError(f"class {twice[0]!r} is there twice; write synonyms into one name: 'mug; coffee cup'")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterable
 
 from ..config import SemfieldConfig
 from ..frame import Frame
+from ..objects import Object
+from ..objects.planned import failures
 from .instances import InstanceBook
 
 
@@ -30,6 +33,7 @@ class World:
         self._frames: dict[str, Frame] = {}
         self._newest = ""
         self._counts: Counter[str] = Counter()
+        self._planner: Counter[str] = Counter()
 
     def saw(self, frame: Frame) -> None:
         """Remember the last frame of its camera."""
@@ -53,6 +57,19 @@ class World:
         """A copy of the counts by reason."""
         with self._lock:
             return dict(self._counts)
+
+    def planned(self, things: Iterable[Object]) -> None:
+        """Count what these objects say against the planner of grasps itself."""
+        found: Counter[str] = Counter()
+        for thing in things:
+            found.update(failures(thing.rejected))
+        with self._lock:
+            self._planner.update(found)
+
+    def planner_failures(self) -> dict[str, int]:
+        """How often the planner of grasps failed, by what was wrong."""
+        with self._lock:
+            return dict(self._planner)
 
     def forget_map(self) -> None:
         """After a reset: no last frame, no instances."""
