@@ -11,6 +11,7 @@ from rich.console import Console
 pytest.importorskip("mujoco", reason="the simulator needs MuJoCo")
 
 from semfield_ros.config import GripperConfig
+from semfield_ros.grippers import FOLDER
 from semfield_ros.errors import ConfigError
 from semfield_ros.evaluation import grasp_pictures
 from semfield_ros.evaluation.grasp_stage import Film, Moment
@@ -58,8 +59,8 @@ def test_it_is_found_by_name():
 
 def test_a_gripper_from_a_file(tmp_path):
     path = tmp_path / "wide.yaml"
-    path.write_text("gripper:\n  max_width_m: 0.14\n")
-    config, stage = grasp.configured(grasp.Plan(gripper=path, planner="optimised", workers=0))
+    path.write_text((FOLDER / "parallel.yaml").read_text().replace("0.085", "0.14"))
+    config, stage = grasp.configured(grasp.Plan(gripper=str(path), planner="optimised", workers=0))
     assert config.gripper.max_width_m == 0.14 and config.grasp.planner == "optimised"
     assert stage.rate_hz == pytest.approx(90 / 12)
 

@@ -47,7 +47,7 @@ class AntipodalPlanner:
         if not found and 0 < len(scene.target_rows) < len(scene.own):
             # a can's lid has no sides of its own: what borders on the part, the nearer the better
             away = cKDTree(scene.target).query(scene.own, distance_upper_bound=BORDER_M)[0]
-            wider = replace(scene, target_rows=np.flatnonzero(away < np.inf))
+            wider = replace(scene, target_rows=np.flatnonzero(away < np.inf), target_sureness=None)
             found = [_beside(g, scene.target) for g in self._found(wider, gripper, config, seed, rejected)]
         found = sorted(found, key=lambda grasp: -grasp.score)[: gripper.candidates]
         return GraspPlan(tuple(found), {reason: count for reason, count in rejected.items() if count})
@@ -146,10 +146,11 @@ def usable(scene: GraspScene) -> GraspScene:
     normals = np.where(length > 1e-6, normals / np.maximum(length, 1e-6), 0.0)
     row = np.cumsum(finite) - 1
     target = np.asarray(scene.target_rows, np.int64)
+    sure = None if scene.target_sureness is None else np.asarray(scene.target_sureness, np.float64)[finite[target]]
     return replace(
         scene, own=own[finite], own_normals=normals[finite], own_rgb=scene.own_rgb[finite],
         target_rows=row[target[finite[target]]], surroundings=finite_points(scene.surroundings, "surroundings"),
-        up=unit(scene.up),
+        up=unit(scene.up), target_sureness=sure,
     )  # fmt: skip
 
 

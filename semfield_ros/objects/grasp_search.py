@@ -28,6 +28,8 @@ THIN = 16
 """A sample of every so many points rules most poses out."""
 TIP = 0.8
 """How far the fingertips reach past the contacts where there is room, in finger breadths..."""
+PART_TIP = 0.3
+"""...or past those on a part: deeper fingers would hold what lies behind it..."""
 LEAST_TIP = 0.15
 """...and how far at least."""
 BATCH = 256
@@ -36,6 +38,8 @@ ENOUGH = 4
 """...until so many times the wanted number are free."""
 ESTIMATED_FACTOR = 0.6
 """What a grasp counts whose contacts are guessed."""
+UNSURE_FACTOR = 0.15
+"""What a grasp counts whose contacts are the least sure points of a part."""
 LEVER_M = 0.12
 """The farther beside the object's middle it is held, the more it turns in the grip."""
 
@@ -64,15 +68,18 @@ class Search:
         self.spacing_m = 1.5 * float(np.median(cKDTree(own).query(sample, k=2)[0][:, 1])) if len(own) > 1 else 0.0
         self.wanted = np.zeros(len(own), bool)
         self.wanted[scene.target_rows] = True
+        self.of_part = bool(scene.part)
+        self.part = cKDTree(scene.target) if scene.target_sureness is not None and len(scene.target) else None
 
     def grasps(self, pairs: Pairs) -> list[Grasp]:
         """Collision-free, diverse grasps of the pairs, best first."""
         gripper = self.gripper
-        worth = np.round(self._worth(pairs.quality, pairs.axis, pairs.middle), 9)
+        sure = self._sure(pairs.middle, pairs.axis, pairs.width)
+        worth = np.round(sure * self._worth(pairs.quality, pairs.axis, pairs.middle), 9)
         chosen = diverse(pairs.middle, pairs.axis[:, :, None], worth, 0.008, 20.0, MAX_PAIRS)
         if len(chosen) == 0:
             return []
-        pairs = pairs[chosen]
+        pairs, sure = pairs[chosen], sure[chosen]
         rotation, pair, below = approaches(pairs, self.up, self.box_middle, self.config)
         self.rejected[reasons.FROM_BELOW] += below
         opening = _opening(pairs.width[pair], gripper)
@@ -81,9 +88,9 @@ class Search:
         )
         left = np.flatnonzero(self._deep_enough(reach))
         rotation, pair, opening = rotation[left], pair[left], opening[left]
-        tip = np.minimum(reach.tip_m[left], TIP * gripper.finger_breadth_m)
+        tip = np.minimum(reach.tip_m[left], (PART_TIP if self.of_part else TIP) * gripper.finger_breadth_m)
         first = self._worth(pairs.quality[pair], pairs.axis[pair], pairs.middle[pair]) + self._from_above(rotation)
-        order = np.argsort(-np.round(first, 9), kind="stable")
+        order = np.argsort(-np.round(sure[pair] * first, 9), kind="stable")
         done: list[Scored] = []
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
@@ -100,6 +107,14 @@ class Search:
         """[Q] horizontal metres from the grasp to the object's weight."""
         offset = self.weight - middle
         return np.asarray(np.linalg.norm(offset - (offset @ self.up)[:, None] * self.up, axis=1))
+
+    def _sure(self, middle: np.ndarray, axis: np.ndarray, width: np.ndarray) -> np.ndarray:
+        """[Q] in [UNSURE_FACTOR, 1]: how sure it is that both contacts are the part; 1 where nothing says."""
+        if self.part is None or self.scene.target_sureness is None or not len(middle):
+            return np.ones(len(middle))
+        ends = middle[:, None] + np.array([[-0.5], [0.5]]) * (width[:, None] * axis)[:, None]
+        row = self.part.query(ends, k=min(4, len(self.scene.target)))[1].reshape(len(middle), -1)
+        return np.asarray(UNSURE_FACTOR + (1 - UNSURE_FACTOR) * self.scene.target_sureness[row].mean(1))
 
     def tested(
         self, pairs: Pairs, pair: np.ndarray, rotation: np.ndarray, tip: np.ndarray, opening: np.ndarray
@@ -143,7 +158,9 @@ class Search:
                     keep = self._count(reason, ok, keep)
         rows = np.flatnonzero(keep)
         score = self._score(closing, rows, origin, rotation, opening, pairs.quality[pair], measured, middle)
-        score *= owned[rows]
+        if self.of_part:
+            score *= np.where(measured, closing.wanted, 1.0)[rows]
+        score *= owned[rows] * self._sure(middle[rows], rotation[rows][:, :, 0], width[rows])
         return Scored(
             origin[rows], rotation[rows], width[rows], middle[rows], np.round(score, 9), measured[rows]
         )

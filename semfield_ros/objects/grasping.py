@@ -17,7 +17,7 @@ from . import reasons
 from .boxes import unit
 from .field_space import PointSpace, points_of
 from .grasps import GraspPlanner, GraspScene
-from .objects import Object, supports_of
+from .objects import Object, ObjectPart, supports_of
 from .planned import planned
 from .support import support_patch
 from .wish import Wish
@@ -95,16 +95,31 @@ def grasp_scene(
         surface = space.surface(cloud, grown)
         own, normals, row = surface.points, surface.normals, surface.row
     wanted = np.isin(grown, rows if thing.part is None else thing.part.rows)
+    target = np.flatnonzero(wanted[row])
+    sure = None if thing.part is None else _sureness(thing.part, rows, grown)
     return GraspScene(
         own=own,
         own_normals=normals,
         own_rgb=cloud.rgb[grown[row]],
-        target_rows=np.flatnonzero(wanted[row]),
+        target_rows=target,
         surroundings=np.concatenate([around, hidden]),
         up=up,
         view_points=np.zeros((0, 3)) if space is None else space.view_points(points),
         clearance=space,
+        part="" if thing.part is None else thing.part.prompt,
+        target_sureness=None if sure is None else sure[row[target]],
     )
+
+
+def _sureness(part: ObjectPart, rows: np.ndarray, grown: np.ndarray) -> np.ndarray | None:
+    """How sure it is that points [G], the object's own rows [n] first, are the part: its scores from the least of the
+    part to the best of it, as 0 to 1."""
+    if len(part.scores) != len(rows):
+        return None
+    scores = np.zeros(len(grown))
+    scores[: len(rows)] = part.scores
+    low, high = np.quantile(scores[np.isin(grown, part.rows)], (0.05, 0.95))
+    return np.asarray(np.clip((scores - low) / max(high - low, 1e-6), 0, 1))
 
 
 def _standing_on(own_m: np.ndarray, around_m: np.ndarray, heights: np.ndarray, config: ObjectConfig) -> np.ndarray:

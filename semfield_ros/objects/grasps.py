@@ -73,6 +73,8 @@ class GraspScene:
         own: [N, 3] float64 points of the whole object. own_normals: [N, 3] unit, towards the seen side (0 = unknown).
         own_rgb: [N, 3] uint8.
         target_rows: [T] int64 rows of `own` that may be held: all of them, or those of the part that was asked for.
+        part: what of the object was asked for; empty = the whole thing.
+        target_sureness: [T] in [0, 1], how sure it is that they are the part; None = all alike.
         surroundings: [M, 3] everything else within reach, also what the object hides of the support under it.
         up: [3] unit, against gravity. view_points: [V, 3] where cameras were that saw the object.
         clearance: the space around; None = only the points above are known.
@@ -88,6 +90,8 @@ class GraspScene:
     view_points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
     clearance: Clearance | None = None
     wish: Wish | None = None
+    part: str = ""
+    target_sureness: np.ndarray | None = None
 
     @property
     def target(self) -> np.ndarray:

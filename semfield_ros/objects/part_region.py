@@ -139,8 +139,7 @@ def _cost(cells: Cells, spacing_m: float) -> np.ndarray:
 def _best_component(cells: Cells, inside: np.ndarray, pull: np.ndarray) -> np.ndarray:
     """The connected piece with the most evidence, and those with a fair share of it (four wheels), [K] bool."""
     _, label = components(len(inside), cells.links[inside[cells.links].all(axis=1)])
-    weights = np.maximum(pull, 0) * cells.size * inside
-    evidence = np.bincount(label, weights=weights)
+    evidence = np.bincount(label, weights=np.maximum(pull, 0) ** 2 * cells.size * inside)  # few sure points beat many
     return np.asarray(inside & (evidence >= FAIR_SHARE * evidence.max())[label])
 
 

@@ -25,6 +25,7 @@ PROTOCOLS: dict[str, str] = {
     "openscene": "openscene",
     "conceptfusion": "conceptfusion",
     "f3rm": "f3rm",
+    "grasp": "grasp",
 }
 """Name on the command line -> module of this package."""
 
