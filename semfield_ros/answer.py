@@ -168,6 +168,7 @@ def answer(
         max_objects=max_objects or config.objects.max_objects,
     )
     answers = []
+    space = space_of(snapshot, config.grasp) if grasps else None
     for q, prompt in enumerate(encoded.prompts):
         seen = values[scores.seen, q]
         best = peak(seen, evidence)
@@ -192,7 +193,7 @@ def answer(
             if grasps:
                 found = with_grasps(
                     found, cloud, objects_config=config.objects, gripper=config.gripper, config=config.grasp,
-                    space=space_of(snapshot, config.grasp), wish=wish_of(snapshot, encoded, q),
+                    space=space, wish=wish_of(snapshot, encoded, q),
                 )
         answers.append(PromptAnswer(prompt.label, best, bool(found), tuple(found), "".join(prompt.part[:1])))
     share = scores.from_field[scores.seen].mean() if scores.seen.any() else 0.0
