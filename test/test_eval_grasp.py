@@ -11,12 +11,12 @@ from rich.console import Console
 pytest.importorskip("mujoco", reason="the simulator needs MuJoCo")
 
 from semfield_ros.config import GripperConfig
-from semfield_ros.grippers import FOLDER
 from semfield_ros.errors import ConfigError
 from semfield_ros.evaluation import grasp_pictures
 from semfield_ros.evaluation.grasp_stage import Film, Moment
 from semfield_ros.evaluation.grasp_trials import Outcome
 from semfield_ros.geometry import Camera, look_at
+from semfield_ros.grippers import FOLDER
 from semfield_ros.objects.grasps import Grasp
 from semfield_ros.protocols import grasp, protocol
 
