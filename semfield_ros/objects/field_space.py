@@ -34,6 +34,8 @@ AGREE = 0.5
 """...with a slope whose cosine with the measured normal is at least this."""
 OPPOSED = -0.2
 CHUNK = 1 << 17
+DENSE_M = 0.006
+"""Voxels finer than this are dense enough as they were measured: a few millimetres are what planning needs."""
 PATTERN = 6
 """Samples of a voxel: itself and five around it."""
 
@@ -137,8 +139,11 @@ class FieldSpace(PointSpace):
         return values.mean(1), values @ corners / (4 * SLOPE_M)
 
     def surface(self, cloud: SurfaceCloud, rows: np.ndarray) -> Surface:
-        """Samples on the zero level around those rows; the rows themselves where the field does not confirm them."""
+        """Samples on the zero level around those rows; the rows themselves where the field does not confirm them, and
+        where the voxels are fine."""
         measured = super().surface(cloud, rows)
+        if self.snapshot.voxel_size_m < DENSE_M:
+            return measured
         known = (measured.normals != 0).any(1) & ~_thin(measured, 1.3 * self.snapshot.voxel_size_m)
         points, normals, row = _spread(measured, known, 0.6 * self.snapshot.voxel_size_m)
         moved = np.zeros(len(points))
